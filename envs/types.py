@@ -1,0 +1,219 @@
+"""The nouns. A trajectory travels Task -> Turn -> Segment -> Episode -> Group -> Batch -> loss.
+
+Standard library only: a record can be read, and an episode understood, without numpy or torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, NotRequired, TypedDict
+
+
+class Message(TypedDict):
+    """One chat message, in the form that every Hugging Face chat template takes."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+
+
+class Outcome(StrEnum):
+    """How an episode ended. Only `OK`, `TRUNCATED` and `AGENT_ERROR` are trained on."""
+
+    OK = "ok"
+    """The environment ended it: solved, failed or submitted."""
+    TRUNCATED = "truncated"
+    """A turn, token or time budget ran out."""
+    AGENT_ERROR = "agent_error"
+    """The agent used up its budget of malformed calls."""
+    ENV_ERROR = "env_error"
+    """The environment raised. Masked, never a reward of zero."""
+    INFRA_ERROR = "infra_error"
+    """A sandbox, server or deadline failed. Masked, never a reward of zero."""
+    JUDGE_ERROR = "judge_error"
+    """The grader failed or returned a number that is not finite. Masked."""
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the episode's reward says something about the agent."""
+        return self in (Outcome.OK, Outcome.TRUNCATED, Outcome.AGENT_ERROR)
+
+
+class Stop(StrEnum):
+    """Why no further turn was played."""
+
+    TERMINATED = "terminated"
+    TRUNCATED = "truncated"
+    MAX_TURNS = "max_turns"
+    MAX_TOKENS = "max_tokens"
+    DEADLINE = "deadline"
+    ERROR = "error"
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of `value`: sorted keys, no spaces, no NaN.
+
+    Raises:
+        ValueError: `value` holds NaN or an infinity.
+        TypeError: `value` holds something that JSON cannot hold.
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Return the first `length` hex digits of the SHA-256 of `value`'s canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What to solve. Subclass it with typed fields; identity is a hash of them all.
+
+    Example:
+        `@dataclass(frozen=True, kw_only=True) class Hunt(Task): seed: int; depth: int`
+    """
+
+    hidden: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """For the grader alone; never rendered to the agent."""
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that name this task, the same in every process."""
+        return digest([type(self).__name__, self.to_json()])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values; `type(task)(**task.to_json())` gives it back."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One exchange: what the agent newly read, and what it did.
+
+    `context_ids` holds only the tokens *added* since the last turn, so that the token stream of
+    an episode is append-only and nothing is ever tokenized twice.
+
+    Raises:
+        ValueError: lengths of `action_ids` and `logprobs` differ, or a logprob or the reward is
+            not finite. A turn that cannot be trained on is refused where it is made.
+    """
+
+    context_ids: tuple[int, ...] = ()
+    action_ids: tuple[int, ...] = ()
+    """Exactly what the engine sampled, the stop token included if it was sampled."""
+    logprobs: tuple[float, ...] = ()
+    """log pi_sampler of each action token, nats: log_softmax(logits / T), full vocabulary."""
+    observation: str = ""
+    """What the agent read before it acted."""
+    action: str = ""
+    """The action as text, as the environment received it."""
+    calls: tuple[dict[str, Any], ...] = ()
+    """Parsed tool calls as plain dicts (`ToolCall.to_json`)."""
+    reward: float = 0.0
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    policy_version: int = 0
+    executor: Literal["student", "teacher", "expert"] = "student"
+    temperature: float = 1.0
+    finish: Literal["stop", "length", "abort"] = "stop"
+    state_before: str = ""
+    """Canonical state hash when the agent acted: the anchor of GiGPO and turn-RLOO."""
+    state_after: str = ""
+    env_s: float = 0.0
+    policy_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.action_ids) != len(self.logprobs):
+            raise ValueError(
+                f"a turn needs one logprob per action token, got {len(self.logprobs)} "
+                f"for {len(self.action_ids)} tokens"
+            )
+        if not all(map(math.isfinite, self.logprobs)):
+            raise ValueError("the sampler returned a non-finite logprob; the turn cannot be used")
+        if not math.isfinite(self.reward):
+            raise ValueError(f"the reward of a turn must be finite, got {self.reward!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One append-only row of tokens. A history rewrite starts another one of the same episode."""
+
+    turns: tuple[Turn, ...]
+    inherited_ids: tuple[int, ...] = ()
+    """After a rewrite: the rewritten history that this segment starts from, never trained on."""
+
+    @property
+    def ids(self) -> list[int]:
+        """All tokens in order, context and action interleaved."""
+        ids = list(self.inherited_ids)
+        for turn in self.turns:
+            ids += turn.context_ids
+            ids += turn.action_ids
+        return ids
+
+    @property
+    def sha(self) -> str:
+        """16 hex digits over ids and the loss mask; the trainer proves it before each step."""
+        mask = [0] * len(self.inherited_ids)
+        for turn in self.turns:
+            mask += [0] * len(turn.context_ids) + [1] * len(turn.action_ids)
+        return digest([self.ids, mask])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """One finished attempt at one task; also what a failed attempt becomes."""
+
+    id: str
+    env_id: str
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    task: Task
+    group: str = ""
+    replica: int = 0
+    env_seed: int = 0
+    policy_seed: int = 0
+    segments: tuple[Segment, ...] = ()
+    outcome: Outcome = Outcome.OK
+    stop: Stop = Stop.TERMINATED
+    success: bool = False
+    error: str = ""
+    """One line on what failed; empty unless the outcome is an error."""
+    final_observation: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    attempts: int = 1
+    wall_s: float = 0.0
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The turns of all segments in the order in which they were played."""
+        return tuple(turn for segment in self.segments for turn in segment.turns)
+
+    @property
+    def reward(self) -> float:
+        """The undiscounted sum of turn rewards."""
+        return math.fsum(turn.reward for turn in self.turns)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether advantages may use this episode: a trainable outcome and at least one turn."""
+        return self.outcome.trainable and any(turn.action_ids for turn in self.turns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Attempts at one task from the same initial state; their returns are each other's baseline."""
+
+    task: Task
+    episodes: tuple[Episode, ...]
+
+    @property
+    def trainable(self) -> tuple[Episode, ...]:
+        """The episodes that advantages may use: a crashed attempt leaves the group shorter."""
+        return tuple(episode for episode in self.episodes if episode.trainable)

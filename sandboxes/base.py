@@ -1,0 +1,168 @@
+"""What every sandbox promises, whatever runs it.
+
+* SandboxError           the machine failed, not the agent: masked and retried, never scored
+  - StartFailed          the box could not be started (retryable)
+  - SandboxDied          it was running and is gone (retryable)
+  - ProtocolError        the guest sent something that is not a frame (retryable)
+  - Unsupported          the backend lacks this capability (not retryable)
+  - NoSafeSandbox        nothing on this machine isolates; the message holds the command that
+                         fixes it (not retryable)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, Protocol, Self, runtime_checkable
+
+
+class SandboxError(RuntimeError):
+    """An infrastructure failure. `retryable` says whether a fresh box may help."""
+
+    retryable = True
+
+
+class StartFailed(SandboxError):
+    """The box could not be started."""
+
+
+class SandboxDied(SandboxError):
+    """The box was running and is gone; its state is lost."""
+
+
+class ProtocolError(SandboxError):
+    """The guest sent something that is not a frame of ours."""
+
+
+class Unsupported(SandboxError):
+    """This backend lacks the capability that was asked for."""
+
+    retryable = False
+
+
+class NoSafeSandbox(SandboxError):
+    """No backend on this machine isolates. The message holds the command that fixes it."""
+
+    retryable = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one box may use. Every field is enforced or the backend refuses to start."""
+
+    memory_mb: int = 256
+    pids: int = 64
+    cpus: float = 1.0
+    disk_mb: int = 64
+    inodes: int = 20_000
+    output_bytes: int = 1 << 20
+    """Kept per stream and call, head and tail; the rest is counted in `ExecResult.truncated`."""
+    file_bytes: int = 64 << 20
+    wall_s: float = 30.0
+    """Default deadline of one call."""
+    lifetime_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class NetPolicy:
+    """No network by default; `proxy` reaches `allow` through a host-run proxy on a unix socket."""
+
+    mode: Literal["none", "proxy"] = "none"
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """Everything that decides what a box is; equal specs may share a warm pool."""
+
+    image: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    net: NetPolicy = field(default_factory=NetPolicy)
+    env: Mapping[str, str] = field(default_factory=dict)
+    workdir: str = "/workspace"
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """What a call did. A non-zero exit, a missing program and a timeout are results, not errors."""
+
+    exit_code: int
+    """128 + signal when killed by a signal; 127 when the program does not exist."""
+    stdout: bytes = b""
+    stderr: bytes = b""
+    timed_out: bool = False
+    truncated: int = 0
+    """Bytes of output that were counted and dropped."""
+    state_lost: bool = False
+    """The kernel or shell behind the call had to be killed; the next call gets a fresh one."""
+    wall_s: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """Standard output, then standard error, decoded; undecodable bytes become U+FFFD."""
+        return (self.stdout + self.stderr).decode("utf-8", "replace")
+
+
+@runtime_checkable
+class Sandbox(Protocol):
+    """One running box. Synchronous; safe to use from many threads; a context manager."""
+
+    id: str
+    backend: str
+    spec: SandboxSpec
+    capabilities: frozenset[str]
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> ExecResult:
+        """Run `argv` and wait; no shell is involved, and every process it left is killed.
+
+        Raises:
+            SandboxDied: the box is gone.
+        """
+
+    def cell(
+        self, code: str, *, kernel: str = "main", timeout_s: float | None = None
+    ) -> ExecResult:
+        """Run Python `code` in the named, stateful kernel; its prints are the result's stdout.
+
+        An exception in `code` is a result with exit code 1 and the traceback on stderr.
+
+        Raises:
+            SandboxDied: the box is gone.
+        """
+
+    def put(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
+        """Write a file inside the box as the guest user; parents are made, links not followed.
+
+        Raises:
+            SandboxDied: the box is gone.
+            OSError: the guest could not write there (its disk is full, the path is a folder).
+        """
+
+    def get(self, path: str, *, max_bytes: int | None = None) -> bytes:
+        """Read a regular file from inside the box.
+
+        Raises:
+            SandboxDied: the box is gone.
+            OSError: there is no such regular file, or it is longer than `max_bytes`.
+        """
+
+    def close(self) -> None:
+        """Destroy the box and everything in it. Safe to call twice; never raises."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
