@@ -1,0 +1,318 @@
+"""The scheduler: the only place that holds an environment and a policy at once.
+
+Every job becomes exactly one `Episode`. There is no barrier between turns: an episode whose
+environment has answered asks for its next action whatever the others are doing. A crashed
+environment, a lost sandbox and an overrun deadline become outcomes; they are tried once more in a
+fresh environment, then masked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from turnwise.agents.engines.base import EngineError
+from turnwise.agents.ledger import Ledger
+from turnwise.agents.policy import Policy, Reply, Seat
+from turnwise.envs.base import Env
+from turnwise.envs.pool import Answer, EnvPool, StepTimeout
+from turnwise.envs.seeds import derive
+from turnwise.envs.types import Episode, Message, Outcome, Segment, Stop, Task, Turn
+from turnwise.sandboxes.base import SandboxError
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One attempt to be played. Its seeds follow from the run's seed and its name alone."""
+
+    task: Task
+    group: str
+    replica: int
+    env_seed: int
+    policy_seed: int
+
+    @property
+    def id(self) -> str:
+        """Unique in a run."""
+        return f"{self.group}.{self.replica}"
+
+
+def jobs_for(
+    tasks: Iterable[Task], replicas: int = 1, *, run_seed: int, split: str, prefix: str = ""
+) -> list[Job]:
+    """Return `replicas` jobs per task; the attempts at a task start from the same state.
+
+    Args:
+        prefix: put before the group's name, to keep the steps of a run apart.
+    """
+    return [
+        Job(
+            task,
+            f"{prefix}{index}",
+            replica,
+            derive(run_seed, "env", split, task.key),
+            derive(run_seed, "policy", prefix, split, task.key, index, replica),
+        )
+        for index, task in enumerate(tasks)
+        for replica in range(replicas)
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How episodes are played; nothing here changes what a policy would sample."""
+
+    concurrency: int = 64
+    """Episodes that are live at once."""
+    max_turns: int | None = None
+    """A cap below the environment's own limit; a horizon curriculum sets it."""
+    max_tokens: int | None = None
+    """Longest segment, context and actions together."""
+    step_timeout_s: float | None = None
+    """Deadline of one threaded environment call; None takes the environment's."""
+    episode_timeout_s: float = 3600.0
+    retries: int = 1
+    """Further attempts, each in a fresh environment, after an error of the machine or the env."""
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, got {self.concurrency}")
+        if self.max_turns is not None and self.max_turns < 1:
+            raise ValueError(f"max_turns must be at least 1, got {self.max_turns}")
+
+
+def play(
+    jobs: Iterable[Job],
+    make_env: Callable[[], Env],
+    policy: Policy,
+    settings: Settings | None = None,
+) -> Iterator[Episode]:
+    """Play every job and yield its episode as soon as it is over.
+
+    With fast environments and the embedded engine, the order and the content of what is yielded
+    depend on the jobs alone.
+
+    Raises:
+        Whatever the policy raises, except EngineError: that is an outcome of the episodes that
+        were in flight. Exceptions of environments are outcomes too.
+    """
+    scheduler = _Scheduler(make_env, policy, settings or Settings())
+    try:
+        yield from scheduler.run(deque((job, 1) for job in jobs))
+    finally:
+        scheduler.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    """One episode in flight."""
+
+    job: Job
+    attempt: int
+    index: int
+    seat: Seat
+    started: float
+    asked: float = 0.0
+    turns: list[Turn] = field(default_factory=list)
+    observation: str = ""
+    state: str = ""
+    reply: Reply | None = None
+    policy_s: float = 0.0
+
+
+class _Scheduler:
+    def __init__(self, make_env: Callable[[], Env], policy: Policy, settings: Settings) -> None:
+        self.policy, self.settings = policy, settings
+        self.pool = EnvPool(make_env, settings.concurrency, step_timeout_s=settings.step_timeout_s)
+        self.free = deque(range(settings.concurrency))
+        self.by_index: dict[int, _Live] = {}
+        self.by_key: dict[str, _Live] = {}
+        self.jobs: deque[tuple[Job, int]] = deque()
+        self.finished: list[Episode] = []
+
+    def run(self, jobs: deque[tuple[Job, int]]) -> Iterator[Episode]:
+        self.jobs = jobs
+        while self.jobs or self.by_index:
+            self._admit()
+            acted = self._poll_policy()
+            thinking = len(self.by_index) > self.pool.in_flight
+            for answer in self.pool.recv(0.0 if acted or thinking else 0.05):
+                self._answered(answer)
+            self._expire()
+            yield from self.finished
+            self.finished = []
+
+    def close(self) -> None:
+        for live in list(self.by_index.values()):
+            self.policy.close(live.seat)
+        self.pool.close()
+
+    def _admit(self) -> None:
+        while self.jobs and self.free:
+            job, attempt = self.jobs.popleft()
+            index = self.free.popleft()
+            ledger = Ledger(limit=self.settings.max_tokens)
+            key = job.id if attempt == 1 else f"{job.id}#{attempt}"
+            seat = Seat(key, _Nobody, job.policy_seed, ledger)  # type: ignore[arg-type]
+            live = _Live(job, attempt, index, seat, time.monotonic())
+            self.by_index[index] = self.by_key[key] = live
+            self.pool.send(index, "reset", seed=job.env_seed, options={"task": job.task})
+
+    def _poll_policy(self) -> bool:
+        try:
+            replies = self.policy.poll()
+        except EngineError as error:
+            for live in [live for live in self.by_index.values() if live.reply is None]:
+                self._fail(live, error)
+            return True
+        for seat, reply in replies:
+            if (live := self.by_key.get(seat.key)) is not None and live.seat is seat:
+                self._act(live, reply)
+        return bool(replies)
+
+    def _act(self, live: _Live, reply: Reply) -> None:
+        live.policy_s = time.perf_counter() - live.asked
+        if reply.full:
+            self._end(live, Outcome.TRUNCATED, Stop.MAX_TOKENS)
+            return
+        live.reply = reply
+        self.pool.send(live.index, "step", reply.text)
+
+    def _answered(self, answer: Answer) -> None:
+        live = self.by_index.get(answer.index)
+        if live is None:
+            return
+        if answer.error is not None:
+            self._fail(live, answer.error)
+        elif live.reply is None:
+            self._opened(live, answer)
+        else:
+            self._stepped(live, answer)
+
+    def _opened(self, live: _Live, answer: Answer) -> None:
+        observation, info = answer.value
+        live.seat.env = self.pool.env(live.index)
+        live.seat.tools = info.get("tools") or ()
+        news = info.get("messages") or [Message(role="user", content=observation)]
+        self._ask(live, observation, news, info)
+
+    def _ask(self, live: _Live, observation: str, news: Sequence[Message], info: Any) -> None:
+        live.observation, live.state = observation, info.get("state", "")
+        live.reply, live.asked = None, time.perf_counter()
+        self.policy.submit(live.seat, news)
+        live.seat.messages += news
+
+    def _stepped(self, live: _Live, answer: Answer) -> None:
+        observation, reward, terminated, truncated, info = answer.value
+        reply = live.reply
+        assert reply is not None
+        live.turns.append(_turn(live, reply, float(reward), info, answer.seconds))
+        live.seat.messages.append(Message(role="assistant", content=reply.text))
+        live.seat.turn += 1
+        if terminated or truncated:
+            self._conclude(live, observation, terminated, info)
+        elif live.seat.turn == self.settings.max_turns:
+            live.observation = observation
+            self._end(live, Outcome.TRUNCATED, Stop.MAX_TURNS)
+        else:
+            news = info.get("messages") or [Message(role="tool", content=observation)]
+            self._ask(live, observation, news, info)
+
+    def _conclude(self, live: _Live, observation: str, terminated: bool, info: Any) -> None:
+        live.observation = observation
+        named = Outcome.OK if terminated else Outcome.TRUNCATED
+        outcome = Outcome(info.get("outcome", named))
+        stop = Stop.TERMINATED if terminated else Stop.TRUNCATED
+        success = bool(info.get("success", terminated and live.turns[-1].reward > 0))
+        self._end(live, outcome, stop, success, info.get("metrics") or {}, info.get("detail", ""))
+
+    def _expire(self) -> None:
+        limit = time.monotonic() - self.settings.episode_timeout_s
+        for live in [live for live in self.by_index.values() if live.started < limit]:
+            self._fail(live, StepTimeout(f"over {self.settings.episode_timeout_s} s"))
+
+    def _fail(self, live: _Live, error: BaseException) -> None:
+        """Give the episode another try in a fresh environment, or let it end as an error."""
+        if not isinstance(error, Exception):
+            raise error
+        machine = isinstance(error, (SandboxError, StepTimeout, EngineError))
+        self.pool.replace(live.index)
+        if live.attempt <= self.settings.retries and getattr(error, "retryable", True):
+            self._leave(live)
+            self.jobs.appendleft((live.job, live.attempt + 1))
+            return
+        outcome = Outcome.INFRA_ERROR if machine else Outcome.ENV_ERROR
+        stop = Stop.DEADLINE if isinstance(error, StepTimeout) else Stop.ERROR
+        text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        self._end(live, outcome, stop, error=text)
+
+    def _leave(self, live: _Live) -> None:
+        self.policy.close(live.seat)
+        del self.by_index[live.index], self.by_key[live.seat.key]
+        self.free.append(live.index)
+
+    def _end(
+        self,
+        live: _Live,
+        outcome: Outcome,
+        stop: Stop,
+        success: bool = False,
+        metrics: Any = None,
+        error: str = "",
+    ) -> None:
+        self._leave(live)
+        job, env = live.job, live.seat.env
+        self.finished.append(
+            Episode(
+                id=job.id,
+                env_id=getattr(env, "env_id", ""),
+                env_kwargs=dict(getattr(env, "env_kwargs", {})),
+                task=job.task,
+                group=job.group,
+                replica=job.replica,
+                env_seed=job.env_seed,
+                policy_seed=job.policy_seed,
+                segments=_segments(live),
+                outcome=outcome,
+                stop=stop,
+                success=success and outcome is Outcome.OK,
+                error=error,
+                final_observation=live.observation,
+                metrics={**(metrics or {}), "drift": sum(live.seat.ledger.drift.values())},
+                attempts=live.attempt,
+                wall_s=time.monotonic() - live.started,
+            )
+        )
+
+
+class _Nobody:
+    """Stands in a seat until its environment has been reset."""
+
+    env_id = ""
+    env_kwargs: dict[str, Any] = {}
+
+
+def _turn(live: _Live, reply: Reply, reward: float, info: Any, env_s: float) -> Turn:
+    fields: dict[str, Any] = {
+        "observation": live.observation,
+        "action": reply.text,
+        "calls": tuple(info.get("calls") or ()),
+        "reward": reward,
+        "rewards": info.get("rewards") or {},
+        "executor": reply.executor,
+        "state_before": live.state,
+        "state_after": info.get("state", ""),
+        "env_s": env_s,
+        "policy_s": live.policy_s,
+    }
+    # A policy without tokens writes no ledger, and its turns have no ids.
+    return live.seat.ledger.turn(**fields) if live.seat.ledger.ids else Turn(**fields)
+
+
+def _segments(live: _Live) -> tuple[Any, ...]:
+    if live.seat.ledger.ids:
+        return live.seat.ledger.segments
+    return (Segment(turns=tuple(live.turns)),) if live.turns else ()

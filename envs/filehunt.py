@@ -1,0 +1,224 @@
+"""FileHunt: follow a chain of clues through a file tree with `ls`, `cat`, `grep` and `submit`.
+
+The tree is written into a sandbox and the tools read it there, through the system calls of the
+box's own kernel process. The agent runs no code of its own, so environments of one process share
+one box, and attempts at the same task share one read-only tree.
+
+Rewards: 0.5 / depth for each clue reached in order, and 0.5 for submitting the right code.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from turnwise.envs.filehunt_box import Tree
+from turnwise.envs.filehunt_world import World, make_world
+from turnwise.envs.seeds import derive
+from turnwise.envs.tool_env import EpisodeView, ToolEnv
+from turnwise.envs.tools import ToolFailed, metric, reward, tool
+from turnwise.envs.types import Task, digest
+
+SIZES = {"train": 1_000_000, "dev": 10_000, "test": 10_000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hunt(Task):
+    """One hunt. The world follows from these fields alone."""
+
+    split: str = "train"
+    index: int = 0
+    depth: int = 2
+    siblings: int = 3
+    decoys: float = 0.5
+
+
+class FileHunt(ToolEnv):
+    """A chain of clues, some of which need a choice among candidates.
+
+    Args:
+        depth: number of clues, or (least, most); task i has depth least + i mod (most - least + 1).
+        siblings: files beside each file of the chain.
+        decoys: share of those that lead astray.
+        tool_failure: probability that a call fails for no reason and must be repeated.
+        slack: turns beyond what the expert needs.
+        actions: `command` (one line, few tokens) or `hermes` (JSON).
+    """
+
+    Task: ClassVar[type[Task]] = Hunt
+    fast: ClassVar[bool] = True
+    hints = False
+
+    def __init__(
+        self,
+        *,
+        depth: int | Sequence[int] = (2, 6),
+        siblings: int = 3,
+        decoys: float = 0.5,
+        tool_failure: float = 0.0,
+        slack: int = 4,
+        actions: str = "command",
+    ) -> None:
+        super().__init__(actions=actions)
+        self.depths = _depths(depth)
+        self.siblings, self.decoys, self.slack = siblings, decoys, slack
+        if not 0 <= tool_failure < 1:
+            raise ValueError(f"tool_failure is a probability below 1, got {tool_failure}")
+        self.tool_failure = tool_failure
+        self._tree: Tree | None = None
+
+    def tasks(self, split: str) -> Sequence[Hunt]:
+        """Return the hunts of a split, made on demand; depths take turns."""
+        return _Hunts(self, self.known_split(split))
+
+    def system(self) -> str:
+        """Return what the agent is told before the first clue."""
+        return super().system() if self.format.name != "command" else "tools: ls cat grep submit"
+
+    def setup(self, task: Hunt, rng: random.Random) -> str:
+        """Make the tree and return the first clue."""
+        self.world: World = task_world(task)
+        self._tree = self._tree or Tree()
+        self._tree.mount(task.key, self.world)
+        self.reached = 0
+        self.max_turns = self.world.expert_turns + self.slack
+        self._detoured, self._paid, self._submitted, self._last = False, 0, "", ""
+        return self.world.hops[0].clue
+
+    @tool
+    def ls(self, path: str) -> str:
+        """List the files of a folder, one per line.
+
+        Args:
+            path: The folder.
+        """
+        answer = self._call("ls", path)
+        hop = self._next_hop()
+        self._detoured |= hop is not None and hop.detour == ("ls", path)
+        return answer
+
+    @tool
+    def cat(self, path: str) -> str:
+        """Show a file.
+
+        Args:
+            path: The file.
+        """
+        answer = self._call("cat", path)
+        hop = self._next_hop()
+        if hop is not None and path == hop.path:
+            self.reached, self._detoured = self.reached + 1, False
+        return answer
+
+    @tool
+    def grep(self, word: str) -> str:
+        """Find the files that carry a tag.
+
+        Args:
+            word: The tag.
+        """
+        answer = self._call("grep", word)
+        hop = self._next_hop()
+        self._detoured |= hop is not None and hop.detour == ("grep", word)
+        return answer
+
+    @tool(final=True)
+    def submit(self, code: str) -> str:
+        """Give the code that the last clue holds; ends the episode.
+
+        Args:
+            code: The code.
+        """
+        self._submitted = code
+        return "done"
+
+    @reward(weight=0.5, turn=True)
+    def progress(self, episode: EpisodeView) -> float:
+        """Pay 1 / depth for each clue that was reached in order by this turn."""
+        newly, self._paid = self.reached - self._paid, self.reached
+        return newly / len(self.world.hops)
+
+    @reward(weight=0.5)
+    def solved(self, episode: EpisodeView) -> float:
+        """Pay for the right code, whoever told it."""
+        return float(self._submitted == self.world.code)
+
+    @metric
+    def clues(self, episode: EpisodeView) -> float:
+        """Share of the chain that was read."""
+        return self.reached / len(self.world.hops)
+
+    def expert(self) -> str:
+        """Return the right call now, whatever was done before."""
+        hop = self._next_hop()
+        if hop is None:
+            return self.call_text("submit", code=self.world.code)
+        if hop.detour and not self._detoured:
+            name, argument = hop.detour
+            return self.call_text(name, **{"path" if name == "ls" else "word": argument})
+        return self.call_text("cat", path=hop.path)
+
+    def state_hash(self) -> str:
+        """Hash what decides the future and what was read last; the turn's number is left out."""
+        return digest([self.task.key, self.reached, self._detoured, self._submitted, self._last])
+
+    def close(self) -> None:
+        """Give the tree back. Safe to call twice."""
+        tree, self._tree = self._tree, None
+        if tree is not None:
+            tree.close()
+
+    def _next_hop(self) -> Any:
+        hops = self.world.hops
+        return hops[self.reached] if self.reached < len(hops) else None
+
+    def _call(self, name: str, argument: str) -> str:
+        if self.tool_failure and self.rng.random() < self.tool_failure:
+            raise ToolFailed("busy, try again", "timeout")
+        assert self._tree is not None
+        found, text = self._tree.call(name, argument)
+        self._last = digest([name, argument])
+        if not found:
+            raise ToolFailed(text)
+        return text
+
+
+def task_world(task: Hunt) -> World:
+    """Return the world of a task."""
+    rng = random.Random(derive("filehunt", json.dumps(task.to_json(), sort_keys=True)))
+    return make_world(rng, task.depth, siblings=task.siblings, decoys=task.decoys)
+
+
+def _depths(depth: int | Sequence[int]) -> tuple[int, int]:
+    low, high = (depth, depth) if isinstance(depth, int) else (int(depth[0]), int(depth[1]))
+    if not 1 <= low <= high <= 16:
+        raise ValueError(f"depth must lie in 1..16, least before most, got {depth!r}")
+    return low, high
+
+
+class _Hunts(Sequence[Hunt]):
+    """The tasks of one split, made when they are asked for."""
+
+    def __init__(self, env: FileHunt, split: str) -> None:
+        self.env, self.split = env, split
+
+    def __len__(self) -> int:
+        return SIZES[self.split]
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"split {self.split!r} has {len(self)} tasks, asked for {index}")
+        index %= len(self)
+        low, high = self.env.depths
+        return Hunt(
+            split=self.split,
+            index=index,
+            depth=low + index % (high - low + 1),
+            siblings=self.env.siblings,
+            decoys=self.env.decoys,
+        )
