@@ -1,0 +1,214 @@
+"""Episodes to tensors: one append-only row per segment, the prompt of a group held once.
+
+Nothing is padded here. All tokens of a micro-batch lie in one flat row of N; the prompts come first,
+each once, then what follows them in every attempt. The losses see only the M trained tokens.
+
+Shape suffixes: N tokens of a micro-batch, G distinct prompts, B rows, M trained tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from turnwise.envs.types import Episode, Segment, Turn, digest
+from turnwise.trainers.objective import TokenBatch
+from turnwise.trainers.surrogates import Aggregate, Totals
+
+
+class LedgerMismatch(RuntimeError):
+    """The tokens about to be trained on are not the tokens that were sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One segment: a prompt that others may share, and what follows it."""
+
+    prompt: tuple[int, ...]
+    rest: list[int]
+    trained: list[int]
+    """Indices into `rest` of the tokens that the loss is about."""
+    old: list[float]
+    """log pi_sampler of each trained token, nats."""
+    turn: list[int]
+    """Row of the turn table to which each trained token belongs."""
+    temperature: list[float]
+    traj: int
+
+    def __len__(self) -> int:
+        return len(self.rest)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A micro-batch as flat tensors; see `turnwise.trainers.model.Scorer`."""
+
+    ids_N: Tensor
+    """int64: every prompt once, then the rest of every row."""
+    positions_N: Tensor
+    """int64: position in the token's own sequence."""
+    prompt_lengths: list[int]
+    rest_lengths: list[int]
+    prompt_of_B: Tensor
+    """int64 [B]: which prompt a row continues."""
+    at_M: Tensor
+    """int64: index into N of the token *before* each trained one."""
+    target_M: Tensor
+    temperature_M: Tensor
+    tokens: TokenBatch
+    rows: Sequence[Row] = field(repr=False)
+
+
+def student(turn: Turn) -> bool:
+    """Train on what the model itself sampled: policy gradients."""
+    return turn.executor == "student"
+
+
+def taught(turn: Turn) -> bool:
+    """Train on what somebody else showed: imitation."""
+    return turn.executor != "student"
+
+
+def rows_of(episodes: Iterable[Episode], trained: Callable[[Turn], bool] = student) -> list[Row]:
+    """Return a row per segment, in order; turns are numbered through all of them.
+
+    Raises:
+        LedgerMismatch: a row's ids or loss mask do not have the hash of the segment.
+    """
+    rows, turn_index = [], 0
+    for traj, episode in enumerate(episodes):
+        for segment in episode.segments:
+            rows.append(_row(segment, traj, turn_index, trained))
+            turn_index += len(segment.turns)
+    return rows
+
+
+def _row(segment: Segment, traj: int, first_turn: int, trained: Callable[[Turn], bool]) -> Row:
+    prompt = (*segment.inherited_ids, *segment.turns[0].context_ids)
+    row = Row(prompt, [], [], [], [], [], traj)
+    mask = [0] * len(prompt)
+    for i, turn in enumerate(segment.turns):
+        context = turn.context_ids if i else ()
+        row.rest.extend(context)
+        if trained(turn):
+            start = len(row.rest)
+            row.trained.extend(range(start, start + len(turn.action_ids)))
+            row.old.extend(turn.logprobs)
+            row.turn.extend([first_turn + i] * len(turn.action_ids))
+            row.temperature.extend([turn.temperature] * len(turn.action_ids))
+        row.rest.extend(turn.action_ids)
+        mask += [0] * len(context) + [1] * len(turn.action_ids)
+    if digest([[*prompt, *row.rest], mask]) != segment.sha:
+        raise LedgerMismatch("a training row differs from the ledger of its episode")
+    return row
+
+
+def totals_of(rows: Sequence[Row]) -> Totals:
+    """Count trained tokens, turns and trajectories: the denominators of the batch."""
+    return Totals(
+        tokens=sum(len(row.trained) for row in rows),
+        turns=len({turn for row in rows for turn in row.turn}),
+        trajs=len({row.traj for row in rows if row.trained}),
+    )
+
+
+def micro_batches(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
+    """Split rows into runs of about `budget` tokens; attempts at one task stay together."""
+    batch: list[Row] = []
+    size = 0
+    for unit in _units(rows):
+        weight = len(unit[0].prompt) + sum(map(len, unit))
+        if batch and size + weight > budget:
+            yield batch
+            batch, size = [], 0
+        batch, size = batch + unit, size + weight
+    if batch:
+        yield batch
+
+
+def _units(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Runs of rows that share a prompt or an episode; a loss may need them in one piece."""
+    unit: list[Row] = []
+    for row in rows:
+        if unit and row.prompt != unit[-1].prompt and row.traj != unit[-1].traj:
+            yield unit
+            unit = []
+        unit.append(row)
+    if unit:
+        yield unit
+
+
+def pack(
+    rows: Sequence[Row],
+    *,
+    advantages: np.ndarray | None = None,
+    aggregate: Aggregate,
+    totals: Totals,
+    share_prompts: bool = True,
+    device: torch.device | str = "cpu",
+) -> Packed:
+    """Lay rows out flat.
+
+    Args:
+        advantages: float64 [turns], indexed by `Row.turn`; None gives zeros (imitation).
+        aggregate: weight of a token in the mean of the whole batch.
+        totals: of the whole batch, not of these rows.
+        share_prompts: hold equal prompts once. Off, the same loss costs more: the naive way.
+    """
+    prompts: dict[object, tuple[int, tuple[int, ...]]] = {}
+    keys = [row.prompt if share_prompts else i for i, row in enumerate(rows)]
+    for key, row in zip(keys, rows, strict=True):
+        prompts.setdefault(key, (len(prompts), row.prompt))
+    starts = np.cumsum([0, *(len(prompt) for _, prompt in prompts.values())])
+    ids = [i for _, prompt in prompts.values() for i in prompt]
+    positions = [p for _, prompt in prompts.values() for p in range(len(prompt))]
+    at: list[int] = []
+    for key, row in zip(keys, rows, strict=True):
+        g, first = prompts[key][0], len(ids)
+        at += [first + i - 1 if i else int(starts[g + 1]) - 1 for i in row.trained]
+        ids += row.rest
+        positions += range(len(row.prompt), len(row.prompt) + len(row.rest))
+    tensor = _maker(device)
+    return Packed(
+        ids_N=tensor(ids),
+        positions_N=tensor(positions),
+        prompt_lengths=[len(prompt) for _, prompt in prompts.values()],
+        rest_lengths=list(map(len, rows)),
+        prompt_of_B=tensor([prompts[key][0] for key in keys]),
+        at_M=tensor(at),
+        target_M=tensor([row.rest[i] for row in rows for i in row.trained]),
+        temperature_M=tensor([t for row in rows for t in row.temperature], torch.float32),
+        tokens=_tokens(rows, advantages, aggregate, totals, device),
+        rows=rows,
+    )
+
+
+def _tokens(
+    rows: Sequence[Row],
+    advantages: np.ndarray | None,
+    aggregate: Aggregate,
+    totals: Totals,
+    device: torch.device | str,
+) -> TokenBatch:
+    tensor = _maker(device)
+    turn_M = tensor([turn for row in rows for turn in row.turn])
+    traj_M = tensor([row.traj for row in rows for _ in row.turn])
+    old_M = tensor([logprob for row in rows for logprob in row.old], torch.float32)
+    advantages_M = torch.zeros_like(old_M)
+    if advantages is not None:
+        advantages_M = torch.from_numpy(advantages).to(old_M)[turn_M]
+    return TokenBatch(
+        old_M=old_M,
+        advantages_M=advantages_M,
+        weight_M=aggregate(traj_M, turn_M, totals).to(torch.float32),
+        turn_M=turn_M,
+        traj_M=traj_M,
+    )
+
+
+def _maker(device: torch.device | str) -> Callable[..., Tensor]:
+    return lambda values, dtype=torch.int64: torch.tensor(values, dtype=dtype, device=device)

@@ -1,0 +1,126 @@
+"""Log-probabilities of the trained tokens of a micro-batch, with their graph.
+
+One forward pass over every token once: the projections and MLPs see flat tokens without padding, a
+group's prompt is computed once and attended to by all its attempts, and the output layer runs at
+the trained positions alone.
+
+Shape suffixes: N tokens, M trained tokens, G prompts of at most P tokens, B rows of at most S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from turnwise.agents.engines.functional import (
+    Decoder,
+    NotEquivalent,
+    grouped_attention,
+    prove,
+    supported,
+)
+from turnwise.trainers.batch import Packed
+
+
+class Scorer:
+    """Scores packed rows with a causal model.
+
+    Args:
+        model: a Hugging Face causal model, LoRA and distributed wrappers allowed.
+        max_len: longest sequence in tokens.
+    """
+
+    def __init__(self, model: nn.Module, max_len: int) -> None:
+        self.model = model
+        self.decoder: Decoder | None = None
+        if supported(model):
+            decoder = Decoder(model, max_len)
+            try:
+                prove(model, decoder)
+                self.decoder = decoder
+            except NotEquivalent:
+                self.decoder = None
+
+    def logprobs(self, packed: Packed) -> Tensor:
+        """Return log_softmax(logits / T) of every trained token, float32 [M], nats."""
+        return self._chosen(packed, self._logits(packed))
+
+    def logprobs_and_entropy(self, packed: Packed) -> tuple[Tensor, Tensor]:
+        """Also return the entropy of the distribution at each trained token, detached [M]."""
+        logits_MV = self._logits(packed)
+        with torch.no_grad():
+            logp_MV = torch.log_softmax(logits_MV / packed.temperature_M[:, None], -1)
+            entropy_M = -(logp_MV.exp() * logp_MV).sum(-1)
+        return self._chosen(packed, logits_MV), entropy_M
+
+    def _logits(self, packed: Packed) -> Tensor:
+        if self.decoder is None:
+            return self._by_model(packed)
+        layout = _Layout(packed)
+        hidden_ND = self.decoder.hidden(packed.ids_N, packed.positions_N, layout.attend)
+        return self.decoder.logits(hidden_ND[packed.at_M])
+
+    def _chosen(self, packed: Packed, logits_MV: Tensor) -> Tensor:
+        scaled_MV = logits_MV / packed.temperature_M[:, None]
+        chosen_M = scaled_MV.gather(-1, packed.target_M[:, None])[:, 0]
+        return chosen_M - scaled_MV.logsumexp(-1)
+
+    def _by_model(self, packed: Packed) -> Tensor:
+        """Architectures that `Decoder` does not know: the model itself over padded rows."""
+        rows = [[*row.prompt, *row.rest] for row in packed.rows]
+        width, device = max(map(len, rows)), packed.ids_N.device
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+        lengths = torch.tensor(list(map(len, rows)), device=device)
+        mask = (torch.arange(width, device=device) < lengths[:, None]).long()
+        logits = self.model(input_ids=ids, attention_mask=mask).logits
+        where = [(b, len(r.prompt) + i - 1) for b, r in enumerate(packed.rows) for i in r.trained]
+        b, t = torch.tensor(where, device=device).reshape(-1, 2).T
+        return logits[b, t].float()
+
+
+class _Layout:
+    """Where each flat token sits in the padded blocks that attention needs."""
+
+    def __init__(self, packed: Packed) -> None:
+        device = packed.ids_N.device
+        self.prompts = _Block(packed.prompt_lengths, device)
+        self.rests = _Block(packed.rest_lengths, device)
+        self.prompt_of_B = packed.prompt_of_B
+        real_GP = self.prompts.real
+        causal = torch.ones(self.rests.width, self.rests.width, dtype=torch.bool, device=device)
+        own = causal.tril().expand(self.rests.rows, -1, -1)
+        shared = real_GP[self.prompt_of_B][:, None].expand(-1, self.rests.width, -1)
+        self.rest_mask = torch.cat((shared, own), -1)
+        causal = torch.ones(self.prompts.width, self.prompts.width, dtype=torch.bool, device=device)
+        self.prompt_mask = causal.tril().expand(self.prompts.rows, -1, -1)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Prompts attend to themselves; rows to their prompt and themselves."""
+        cut = self.prompts.tokens
+        pk, pv = self.prompts.pad(k[:cut]), self.prompts.pad(v[:cut])
+        prompts = grouped_attention(self.prompts.pad(q[:cut]), pk, pv, self.prompt_mask)
+        keys = torch.cat((pk[self.prompt_of_B], self.rests.pad(k[cut:])), 1)
+        values = torch.cat((pv[self.prompt_of_B], self.rests.pad(v[cut:])), 1)
+        rests = grouped_attention(self.rests.pad(q[cut:]), keys, values, self.rest_mask)
+        return torch.cat((self.prompts.flat(prompts), self.rests.flat(rests)))
+
+
+class _Block:
+    """Ragged rows as a padded block and back."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.rows, self.width, self.tokens = len(lengths), max(lengths, default=0), sum(lengths)
+        counts = torch.tensor(list(lengths), device=device)
+        self.real = torch.arange(self.width, device=device) < counts[:, None]
+        self.index = self.real.flatten().nonzero()[:, 0]
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[tokens, ...] to [rows, width, ...], zeros behind each row."""
+        block = x.new_zeros(self.rows * self.width, *x.shape[1:])
+        return block.index_copy(0, self.index, x).unflatten(0, (self.rows, self.width))
+
+    def flat(self, x: Tensor) -> Tensor:
+        """The inverse of `pad`."""
+        return x.flatten(0, 1)[self.index]
