@@ -105,11 +105,10 @@ class LLMPolicy:
 
     def submit(self, seat: Seat, news: Sequence[Message]) -> None:
         """Render what is new and queue a request for it."""
-        if not read(seat, self.renderer, news):
+        if not read(seat, self.renderer, news) or (room := self._room(seat.ledger)) < 1:
             self._full.append(seat)
             return
-        room = seat.ledger.room
-        limit = self.sampling.max_tokens if room is None else min(self.sampling.max_tokens, room)
+        limit = min(self.sampling.max_tokens, room)
         sampling = Sampling(limit, self.temperature, self.sampling.stop_ids)
         self._asked[seat.key] = seat
         seed = seat.seed * 4096 + seat.turn
@@ -130,6 +129,11 @@ class LLMPolicy:
             )
             replies.append((seat, Reply(self.renderer.action_text(output.token_ids))))
         return replies
+
+    def _room(self, ledger: Ledger) -> int:
+        """Tokens that fit into both the ledger and the engine's context."""
+        room = self.engine.max_len - len(ledger.ids)
+        return room if ledger.room is None else min(room, ledger.room)
 
     def close(self, seat: Seat) -> None:
         """Free the episode's cache."""

@@ -8,6 +8,7 @@ fresh environment, then masked.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -122,6 +123,11 @@ class _Live:
     reply: Reply | None = None
     policy_s: float = 0.0
 
+    @property
+    def thinking(self) -> bool:
+        """Its policy has been asked and has not answered."""
+        return self.asked > 0 and self.reply is None
+
 
 class _Scheduler:
     def __init__(self, make_env: Callable[[], Env], policy: Policy, settings: Settings) -> None:
@@ -165,7 +171,7 @@ class _Scheduler:
         try:
             replies = self.policy.poll()
         except EngineError as error:
-            for live in [live for live in self.by_index.values() if live.reply is None]:
+            for live in [live for live in self.by_index.values() if live.thinking]:
                 self._fail(live, error)
             return True
         for seat, reply in replies:
@@ -185,8 +191,9 @@ class _Scheduler:
         live = self.by_index.get(answer.index)
         if live is None:
             return
-        if answer.error is not None:
-            self._fail(live, answer.error)
+        error = answer.error or _malformed(answer.value, opening=live.reply is None)
+        if error is not None:
+            self._fail(live, error)
         elif live.reply is None:
             self._opened(live, answer)
         else:
@@ -209,6 +216,10 @@ class _Scheduler:
         observation, reward, terminated, truncated, info = answer.value
         reply = live.reply
         assert reply is not None
+        if not math.isfinite(reward):
+            why = f"the reward of turn {live.seat.turn} is {reward!r}; rewards must be finite"
+            self._end(live, Outcome.JUDGE_ERROR, Stop.ERROR, error=why)
+            return
         live.turns.append(_turn(live, reply, float(reward), info, answer.seconds))
         live.seat.messages.append(Message(role="assistant", content=reply.text))
         live.seat.turn += 1
@@ -293,6 +304,21 @@ class _Nobody:
 
     env_id = ""
     env_kwargs: dict[str, Any] = {}
+
+
+def _malformed(value: Any, *, opening: bool) -> Exception | None:
+    """Return what is wrong with the shape of an environment's answer: a bug of its author."""
+    try:
+        observation, *numbers, info = value
+        if len(numbers) != (0 if opening else 3):
+            return TypeError(f"expected {2 if opening else 5} values, got {len(value)}")
+        if not isinstance(observation, str):
+            return TypeError(f"an observation is a str, got {type(observation).__name__}")
+        Outcome(info.get("outcome", Outcome.OK))
+        float(numbers[0] if numbers else 0.0)
+    except (TypeError, ValueError, AttributeError) as error:
+        return error
+    return None
 
 
 def _turn(live: _Live, reply: Reply, reward: float, info: Any, env_s: float) -> Turn:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from turnwise.envs.filehunt_box import Tree
-from turnwise.envs.filehunt_world import World, make_world
+from turnwise.envs.filehunt_world import KINDS_OF_THING, WORDS, World, make_world
 from turnwise.envs.seeds import derive
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
 from turnwise.envs.tools import ToolFailed, metric, reward, tool
@@ -41,7 +41,7 @@ class FileHunt(ToolEnv):
 
     Args:
         depth: number of clues, or (least, most); task i has depth least + i mod (most - least + 1).
-        siblings: files beside each file of the chain.
+        siblings: files beside each file of the chain, 1 to 8.
         decoys: share of those that lead astray.
         tool_failure: probability that a call fails for no reason and must be repeated.
         slack: turns beyond what the expert needs.
@@ -51,6 +51,8 @@ class FileHunt(ToolEnv):
     Task: ClassVar[type[Task]] = Hunt
     fast: ClassVar[bool] = True
     hints = False
+    words: ClassVar[tuple[str, ...]] = (*WORDS, *KINDS_OF_THING)
+    """What a tokenizer made for this environment should hold as single tokens."""
 
     def __init__(
         self,
@@ -65,6 +67,8 @@ class FileHunt(ToolEnv):
         super().__init__(actions=actions)
         self.depths = _depths(depth)
         self.siblings, self.decoys, self.slack = siblings, decoys, slack
+        if not 1 <= siblings <= 8:
+            raise ValueError(f"siblings must lie in 1..8, got {siblings}")
         if not 0 <= tool_failure < 1:
             raise ValueError(f"tool_failure is a probability below 1, got {tool_failure}")
         self.tool_failure = tool_failure

@@ -2,9 +2,9 @@
 
 Every clue names the next file in one of three ways, and only the first says where it is outright:
 
-    read /maple/red-owl     the path itself                                         -> cat
-    look /maple/red         a folder and a mark: several files are there, one with the mark -> ls, cat
-    seek otter              a tag: one file of the tree carries it                  -> grep, cat
+    read /maple/goat      the path itself                                                    -> cat
+    look /maple stone     a folder with several files: one is named after a stone         -> ls, cat
+    seek otter            a tag: one file of the tree carries it                        -> grep, cat
 
 The last file of the chain holds `code fox-elm`, to be submitted. Files beside the chain hold nothing,
 or a decoy: a clue that leads astray, or a wrong code.
@@ -16,58 +16,15 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-WORDS = tuple(
-    [
-        "ash",
-        "bay",
-        "bee",
-        "cat",
-        "clay",
-        "corn",
-        "crab",
-        "crow",
-        "deer",
-        "dove",
-        "drum",
-        "duck",
-        "elk",
-        "elm",
-        "fern",
-        "fig",
-        "fish",
-        "fox",
-        "frog",
-        "gem",
-        "goat",
-        "gold",
-        "hare",
-        "hawk",
-        "hill",
-        "iris",
-        "jade",
-        "kite",
-        "lake",
-        "lamb",
-        "lark",
-        "leaf",
-        "lime",
-        "lion",
-        "lynx",
-        "mint",
-        "moss",
-        "moth",
-        "oak",
-        "opal",
-        "owl",
-        "palm",
-        "pear",
-        "pine",
-        "rose",
-        "ruby",
-        "seal",
-        "wolf",
-    ]
-)
+KINDS_OF_THING: Mapping[str, tuple[str, ...]] = {
+    "animal": tuple("bee crab crow deer duck elk fox frog goat hare lion owl".split()),
+    "plant": tuple("ash bay corn elm fern fig iris lime mint moss oak rose".split()),
+    "stone": tuple("clay coal flint gem gold jade onyx opal ruby sand slate zinc".split()),
+    "tool": tuple("axe bell bow cup drum fork kite lamp nail oar pot saw".split()),
+}
+"""What a candidate must be, and the names that are it; nobody tells the agent which are which."""
+
+WORDS = tuple(word for names in KINDS_OF_THING.values() for word in names)
 """A closed list, so that a small tokenizer can hold each word as one token."""
 
 KINDS = ("read", "look", "seek")
@@ -108,41 +65,44 @@ class World:
         return sum(2 if hop.detour else 1 for hop in self.hops) + 1
 
 
-def make_world(rng: random.Random, depth: int, *, siblings: int = 3, decoys: float = 0.5) -> World:
+def make_world(
+    rng: random.Random, depth: int, *, siblings: int = 3, decoys: float = 0.5
+) -> World:
     """Return a world whose chain has `depth` files.
 
     Args:
         rng: the only source of randomness.
         depth: 1 to 16 hops.
-        siblings: files beside each file of the chain, in the same folder.
+        siblings: 1 to 8 files beside each file of the chain, in the same folder.
         decoys: share of those that lead astray instead of holding nothing.
     """
-    folders = rng.sample(WORDS, depth)
-    paths = [_folder_paths(rng, folder, siblings) for folder in folders]
-    tags = rng.sample(WORDS, depth)
-    kinds = [rng.choice(KINDS) for _ in range(depth)]
-    hops = [_hop(*parts) for parts in zip(kinds, folders, [p[0] for p in paths], tags, strict=True)]
+    folders, tags = rng.sample(WORDS, depth), rng.sample(WORDS, depth)
+    hops, files = [], {}
+    for folder, tag in zip(folders, tags, strict=True):
+        hop, others = _hop(rng, folder, tag, siblings)
+        hops.append(hop)
+        files |= {path: _filler(rng, decoys, folders) for path in others}
     code = _pair(rng)
     clues = [*(hop.clue for hop in hops[1:]), f"code {code}"]
-    files = {hop.path: clue for hop, clue in zip(hops, clues, strict=True)}
-    for siblings_of in paths:
-        files |= {path: _filler(rng, decoys, folders) for path in siblings_of[1:]}
+    files |= {hop.path: clue for hop, clue in zip(hops, clues, strict=True)}
     seekable = {hop.tag: hop.path for hop in hops if hop.tag}
     return World(dict(sorted(files.items())), seekable, tuple(hops), code)
 
 
-def _folder_paths(rng: random.Random, folder: str, siblings: int) -> list[str]:
-    """Return paths with distinct marks; the first is the one on the chain."""
-    marks = rng.sample([word for word in WORDS if word != folder], siblings + 1)
-    return [f"/{folder}/{mark}-{rng.choice(WORDS)}" for mark in marks]
+def _hop(
+    rng: random.Random, folder: str, tag: str, siblings: int
+) -> tuple[Hop, list[str]]:
+    """Return a hop into `folder`, and the paths of the other files there.
 
-
-def _hop(kind: str, folder: str, path: str, tag: str) -> Hop:
-    if kind == "read":
-        return Hop(kind, f"read {path}", f"/{folder}", path)
-    if kind == "look":
-        return Hop(kind, f"look {path.rpartition('-')[0]}", f"/{folder}", path)
-    return Hop(kind, f"seek {tag}", f"/{folder}", path, tag)
+    The file that the clue means is the only one of its kind of thing in the folder.
+    """
+    thing = rng.choice(list(KINDS_OF_THING))
+    name = rng.choice(KINDS_OF_THING[thing])
+    other = [word for word in WORDS if word not in KINDS_OF_THING[thing]]
+    others = [f"/{folder}/{word}" for word in rng.sample(other, siblings)]
+    path, kind = f"/{folder}/{name}", rng.choice(KINDS)
+    clue = {"read": f"read {path}", "look": f"look /{folder} {thing}", "seek": f"seek {tag}"}[kind]
+    return Hop(kind, clue, f"/{folder}", path, tag if kind == "seek" else ""), others
 
 
 def _filler(rng: random.Random, decoys: float, folders: list[str]) -> str:
@@ -150,7 +110,7 @@ def _filler(rng: random.Random, decoys: float, folders: list[str]) -> str:
         return "nothing"
     if rng.random() < 0.5:
         return f"code {_pair(rng)}"
-    return f"read /{rng.choice(folders)}/{_pair(rng)}"
+    return f"read /{rng.choice(folders)}/{rng.choice(WORDS)}"
 
 
 def _pair(rng: random.Random) -> str:

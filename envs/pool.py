@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 from turnwise.envs.base import Env
 
+CLOSE_S = 5.0
+"""How long to wait for environments that are being closed; they go on closing behind."""
+
 
 class StepTimeout(RuntimeError):
     """A call overran its deadline. Its environment was replaced; the thread is left behind."""
@@ -89,22 +92,30 @@ class EnvPool:
 
     def replace(self, index: int) -> None:
         """Close environment `index`; the next call makes a new one. Never raises."""
-        env, self.envs[index] = self.envs[index], None
-        worker, self._workers[index] = self._workers[index], None
-        overdue = self._deadlines.pop(index, None) is not None
-        if worker is not None:
-            worker.inbox.put(None)
-        if env is not None:
-            # A call may still be running in it, and closing it may take as long as that call.
-            close = threading.Thread(target=_close, args=(env,), daemon=True)
-            close.start()
-            if not overdue:
-                close.join(5.0)
+        if (closing := self._discard(index)) is not None:
+            closing.join(CLOSE_S)
 
     def close(self) -> None:
         """Close every environment. Safe to call twice."""
-        for index in range(self.size):
-            self.replace(index)
+        closing = [self._discard(index) for index in range(self.size)]
+        deadline = time.monotonic() + CLOSE_S
+        for thread in filter(None, closing):
+            thread.join(max(deadline - time.monotonic(), 0.0))
+
+    def _discard(self, index: int) -> threading.Thread | None:
+        """Start closing an environment and forget its answers; return the thread to wait for."""
+        env, self.envs[index] = self.envs[index], None
+        worker, self._workers[index] = self._workers[index], None
+        busy = self._deadlines.pop(index, None) is not None
+        self._ready = deque(answer for answer in self._ready if answer.index != index)
+        if worker is not None:
+            worker.inbox.put(None)
+        if env is None:
+            return None
+        closing = threading.Thread(target=_close, args=(env,), daemon=True)
+        closing.start()
+        # A call may still be running in it, and closing it may take as long as that call.
+        return None if busy else closing
 
     def __enter__(self) -> EnvPool:
         return self

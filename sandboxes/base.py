@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Literal, Protocol, Self, runtime_checkable
 
@@ -54,14 +54,23 @@ class Limits:
     memory_mb: int = 256
     pids: int = 64
     cpus: float = 1.0
+    """Cores; rounded up to whole ones where no cgroup can be made."""
     disk_mb: int = 64
+    """Of each writable folder: the workdir and /tmp."""
     inodes: int = 20_000
+    """Files and folders in all of the box."""
     output_bytes: int = 1 << 20
     """Kept per stream and call, head and tail; the rest is counted in `ExecResult.truncated`."""
     file_bytes: int = 64 << 20
     wall_s: float = 30.0
     """Default deadline of one call."""
     lifetime_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if not value > 0:
+                raise ValueError(f"Limits.{limit.name} must be above 0, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ else that happens to be in the batch.
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from turnwise.agents.engines.recompute import Recompute
 from turnwise.agents.engines.slab import Slab
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Session:
     """One episode's place in the engine."""
 
@@ -65,7 +66,7 @@ class EmbeddedEngine:
         self.stats = EngineStats()
         self.cache = _make_cache(model, slots, max_len)
         self.prefill_share = prefill_share
-        self._free = list(range(slots))[::-1]
+        self._free = list(range(slots))  # a heap: low slots first, whatever was freed before
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._waiting: list[_Session] = []
         self._decoding: list[_Session] = []
@@ -164,7 +165,7 @@ class EmbeddedEngine:
         if session.slot < 0:
             if not self._free and not self._evict():
                 return False
-            session.slot, session.ids = self._free.pop(), []
+            session.slot, session.ids = heapq.heappop(self._free), []
         assert session.request is not None
         ids = [*session.request.token_ids, *session.out]
         keep = _common_prefix(session.ids, ids[:-1])
@@ -200,7 +201,7 @@ class EmbeddedEngine:
 
     def _release(self, session: _Session) -> None:
         if session.slot >= 0:
-            self._free.append(session.slot)
+            heapq.heappush(self._free, session.slot)
         session.slot, session.ids = -1, []
 
     # -- decode --------------------------------------------------------------------------------

@@ -1,0 +1,28 @@
+# All the set-up that a Debian or Ubuntu machine with Python >= 3.11 needs is one of these targets.
+
+python := .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo "make demo    train, evaluate and replay an agent; ends with runs/demo/report.html"
+	@echo "make test    run the tests"
+	@echo "make lint    check style and formatting"
+	@echo "make clean   remove .venv and caches; runs/ stays"
+
+setup:
+	@bash scripts/setup.sh
+
+demo: setup
+	@$(python) scripts/demo.py
+
+test: setup
+	@$(python) -m pytest -q
+
+lint: setup
+	@$(python) -m ruff check .
+	@$(python) -m ruff format --check .
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,43 @@
+"""An exception as one line and an exit code: what the user can mend, what the machine did, a bug.
+
+    1  the command line, a name, a file: the message says what to do
+    4  a sandbox, an engine, the disk: the command was right
+"""
+
+from __future__ import annotations
+
+import errno
+import traceback
+
+from turnwise.agents.engines.base import EngineError
+from turnwise.sandboxes.base import SandboxError
+
+USAGE, FAILED, DIVERGED, INFRASTRUCTURE = 1, 2, 3, 4
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.EROFS)
+_ARGUMENTS = (ValueError, TypeError, LookupError, RuntimeError, ImportError)
+
+
+def describe(error: Exception) -> tuple[int, str]:
+    """Return (exit code, line). What we did not foresee is named as such."""
+    if isinstance(error, SandboxError | EngineError):
+        return INFRASTRUCTURE, _line(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        code = INFRASTRUCTURE if error.errno in _MACHINE else USAGE
+        where = f"{error.filename}: " if error.filename else ""
+        return code, f"{where}{error.strerror}"
+    if type(error).__module__.startswith("turnwise.") or _said_by_us(error):
+        return USAGE, _line(error)
+    name = type(error).__name__
+    return USAGE, f"unexpected {name}: {_line(error)}; add --debug to see where"
+
+
+def _said_by_us(error: Exception) -> bool:
+    """Whether our own code raised it on purpose: the innermost frame is ours."""
+    if type(error) not in _ARGUMENTS:
+        return False
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return frames[-1][0].f_globals.get("__name__", "").startswith("turnwise.")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,95 @@
+"""`turnwise`: one command, one verb per task. A verb's module is imported when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+VERBS = {
+    "list": "which environments there are",
+    "info": "one environment: arguments, tools, splits, an example",
+    "check": "is an environment sound? Run the laws on it",
+    "train": "train a model with reinforcement learning",
+    "eval": "measure a policy, with an interval and with floors",
+    "replay": "play recorded episodes again and compare",
+    "view": "turn recorded episodes into one HTML page",
+    "recipes": "which training methods there are, and what each does",
+    "doctor": "what this machine has, and how to get what it lacks",
+}
+HELP = """usage: turnwise <verb> [options]      turnwise <verb> --help
+
+{verbs}
+
+every verb takes --json (for programs) and --debug (show the traceback of an error)
+
+exit codes: 0 ok · 1 usage · 2 a check or floor failed · 3 a replay diverged · 4 infrastructure
+
+example:
+  turnwise info turnwise/FileHunt-v1"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code; errors become one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = bool(os.environ.get("TURNWISE_DEBUG"))
+    if "--debug" in arguments:
+        debug = True
+        arguments.remove("--debug")
+    if not arguments or arguments[0] in ("-h", "--help", "help", "--version"):
+        return _about(arguments)
+    verb, *rest = arguments
+    if verb not in VERBS:
+        return _unknown(verb)
+    if debug:
+        return _run(verb, rest)
+    return _guarded(verb, rest)
+
+
+def _about(arguments: Sequence[str]) -> int:
+    if "--version" in arguments:
+        from importlib.metadata import version
+
+        print(version("turnwise"))
+        return 0
+    width = max(map(len, VERBS))
+    print(HELP.format(verbs="\n".join(f"  {name:{width}}  {what}" for name, what in VERBS.items())))
+    return 0 if arguments else 1
+
+
+def _unknown(verb: str) -> int:
+    from turnwise.envs.names import hint
+
+    print(f"turnwise: no verb {verb!r}; {hint(verb, VERBS)}", file=sys.stderr)
+    return 1
+
+
+def _run(verb: str, arguments: Sequence[str]) -> int:
+    from turnwise.cli.options import parse
+
+    module = import_module(f"turnwise.cli.{verb}")
+    return module.run(parse(module.Options, verb, arguments))
+
+
+def _guarded(verb: str, arguments: Sequence[str]) -> int:
+    try:
+        return _run(verb, arguments)
+    except SystemExit as exit:  # after --help
+        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except KeyboardInterrupt:
+        print(f"turnwise {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader has seen enough, as in `turnwise list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        from turnwise.cli.failures import describe
+
+        code, line = describe(error)
+        print(f"turnwise {verb}: {line}", file=sys.stderr)
+        return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""A verb's options: a frozen dataclass, read from the command line by tyro."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+_FRAME = re.compile(r"[╭╮╰╯│─]+|\x1b\[[0-9;]*m")
+
+
+class UsageError(ValueError):
+    """The command line cannot be understood; the message says what would be right."""
+
+
+def parse(options: type[T], verb: str, arguments: Sequence[str]) -> T:
+    """Return the options of `turnwise <verb>`; `--help` prints and exits.
+
+    Raises:
+        UsageError: an argument is missing, unknown or of the wrong type.
+        SystemExit: after `--help`.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                options,
+                prog=f"turnwise {verb}",
+                args=list(arguments),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+    except ValueError as error:  # from the dataclass itself
+        raise UsageError(str(error)) from None
+    raise UsageError(f"{one_line(said.getvalue())}; see `turnwise {verb} --help`")
+
+
+def one_line(framed: str) -> str:
+    """Return what tyro wrote into a frame as one line, without its title and its hints on help."""
+    lines = [line for line in framed.splitlines() if "╭" not in line]
+    text = " ".join(_FRAME.sub(" ", " ".join(lines)).split())
+    return re.split(r" (?:For full helptext|Argument helptext)", text)[0]
+
+
+def json_object(text: str, option: str) -> dict[str, Any]:
+    """Return the object that the text of `option` holds.
+
+    Raises:
+        UsageError: it is not a JSON object.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{option} must be a JSON object, got {text!r}: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{option} must be a JSON object, got {text!r}")
+    return value

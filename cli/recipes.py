@@ -1,0 +1,86 @@
+"""`turnwise recipes`: which training methods there are, and what each does."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from typing import Annotated, Any
+
+from rich.text import Text
+from tyro.conf import Positional, arg
+
+from turnwise.cli.display import console, print_json, table, title
+
+
+@dataclass(frozen=True)
+class Options:
+    """The methods that `turnwise train --recipe` knows; with a name, its formula and pieces.
+
+    example:
+      turnwise recipes turn_rloo
+    """
+
+    name: Annotated[Positional[str], arg(metavar="NAME")] = ""
+    """A recipe; without it, all are listed."""
+    json: bool = False
+    """Print a JSON object."""
+
+
+def run(options: Options) -> int:
+    """Print one recipe or all, and return the exit code."""
+    from turnwise.trainers.recipes import recipe, recipes
+
+    if not options.name:
+        return _list([_facts(entry) for entry in recipes()], options.json)
+    facts = _facts(recipe(options.name))
+    if options.json:
+        print_json(facts)
+        return 0
+    out = console()
+    out.print(title(facts["name"], facts["where"]))
+    out.print(Text(facts["formula"]))
+    out.print()
+    out.print(table("piece", "", rows=facts["pieces"].items()))
+    return 0
+
+
+def _list(rows: list[dict[str, Any]], as_json: bool) -> int:
+    if as_json:
+        print_json({"recipes": rows})
+    else:
+        cells = [(row["name"], row["source"], row["status"]) for row in rows]
+        console().print(table("recipe", "source", "here", rows=cells))
+    return 0
+
+
+def _facts(recipe: Any) -> dict[str, Any]:
+    module = sys.modules[f"turnwise.trainers.recipes.{recipe.name}"]
+    named = ("name", "source", "status")
+    return {
+        "name": recipe.name,
+        "where": module.__name__,
+        "source": recipe.source,
+        "status": recipe.status,
+        "formula": (inspect.getdoc(module) or "").strip(),
+        "pieces": {
+            field.name: _piece(getattr(recipe, field.name))
+            for field in fields(recipe)
+            if field.name not in named
+        },
+    }
+
+
+def _piece(value: Any) -> str:
+    """Return how a piece is written: `ppo(low=0.2, high=0.28)`; defaults of a level left out."""
+    if isinstance(value, partial):
+        given = ", ".join(f"{name}={_piece(entry)}" for name, entry in value.keywords.items())
+        return f"{_piece(value.func).lstrip('_')}({given})"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_piece, value))}]"
+    if is_dataclass(value):
+        changed = [f for f in fields(value) if getattr(value, f.name) != f.default]
+        given = ", ".join(f"{f.name}={_piece(getattr(value, f.name))}" for f in changed)
+        return f"{type(value).__name__}({given})"
+    return value.__name__ if callable(value) else repr(value)

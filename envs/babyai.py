@@ -1,0 +1,163 @@
+"""BabyAI: minigrid's own levels as text, with its bot as a live oracle.
+
+The agent sees a 7 x 7 cone ahead of it, as minigrid gives it, in words:
+
+    red ball 3 ahead 1 left , blue key 2 right , wall 4 ahead
+
+nearest first, then how far the wall straight ahead is (if it is seen) and what the agent carries.
+The mission opens the episode and is not repeated. An action is one word.
+
+Chevalier-Boisvert et al., BabyAI, arXiv:1810.08272. Needs `pip install 'turnwise[babyai]'`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from turnwise.envs.babyai_bot import Oracle
+from turnwise.envs.babyai_view import describe, make_level, state_of
+from turnwise.envs.task_range import TaskRange
+from turnwise.envs.tool_env import EpisodeView, ToolEnv
+from turnwise.envs.tools import reward, tool
+from turnwise.envs.types import Task, digest
+
+FIRST_SEED = {"train": 0, "dev": 1_000_000_000, "test": 2_000_000_000}
+TASKS = {"train": 1_000_000, "dev": 10_000, "test": 10_000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BabyTask(Task):
+    """One layout of one level; everything follows from these two fields."""
+
+    level: str
+    seed: int
+
+
+class BabyAI(ToolEnv):
+    """A BabyAI level.
+
+    Args:
+        level: As minigrid names it, without prefix and version: `GoToLocal`.
+        discounted: Pay minigrid's 1 - 0.9 * steps / max_steps for success rather than 1.
+        max_turns: Rather than the level's own limit, which depends on the task.
+        actions: `command` (one word) or `hermes` (JSON).
+
+    Raises:
+        MissingExtra: minigrid is not installed.
+        UnknownName: minigrid has no such level.
+    """
+
+    Task: ClassVar[type[Task]] = BabyTask
+    fast: ClassVar[bool] = True
+    hints = False
+    chance_reward = 0.35
+    """Walking straight ahead for ever solves so many of the easiest levels."""
+
+    def __init__(
+        self,
+        *,
+        level: str = "GoToLocal",
+        discounted: bool = False,
+        max_turns: int | None = None,
+        actions: str = "command",
+    ) -> None:
+        super().__init__(actions=actions, max_turns=max_turns)
+        self._level = make_level(level)
+        self.level, self.discounted, self._own_limit = level, discounted, max_turns is None
+        self._oracle: Oracle | None = None
+
+    def tasks(self, split: str) -> Sequence[BabyTask]:
+        """Return the layouts of a split; splits take their seeds from disjoint ranges."""
+        first = FIRST_SEED[self.known_split(split)]
+        return TaskRange(lambda i: BabyTask(level=self.level, seed=first + i), TASKS[split])
+
+    def system(self) -> str:
+        """Return what the agent is told before the mission."""
+        if self.format.name != "command":
+            return super().system()
+        return f"actions: {' '.join(self.parts.tools)}"
+
+    def setup(self, task: BabyTask, rng: random.Random) -> str:
+        """Lay the level out and return the mission and the first view."""
+        if task.level != self.level:
+            raise ValueError(f"this is level {self.level!r}; the task is of {task.level!r}")
+        seen, _ = self._level.reset(seed=task.seed)
+        if self._own_limit:
+            self.max_turns = int(self._level.max_steps)
+        self._steps: list[int] = []
+        self._paid = 0.0
+        self._oracle = None
+        return f"{self._level.mission}\n{describe(seen['image'], self._level.carrying)}"
+
+    def _act(self, name: str) -> str:
+        action = int(self._level.actions[name])
+        seen, paid, terminated, truncated, _ = self._level.step(action)
+        self._steps.append(action)
+        self._paid = float(paid)
+        if terminated or truncated:
+            self.finish(truncated=not terminated)
+        return describe(seen["image"], self._level.carrying)
+
+    @tool
+    def left(self) -> str:
+        """Turn left."""
+        return self._act("left")
+
+    @tool
+    def right(self) -> str:
+        """Turn right."""
+        return self._act("right")
+
+    @tool
+    def forward(self) -> str:
+        """Walk one step ahead."""
+        return self._act("forward")
+
+    @tool
+    def pickup(self) -> str:
+        """Pick up what is right ahead."""
+        return self._act("pickup")
+
+    @tool
+    def drop(self) -> str:
+        """Put down what is carried, right ahead."""
+        return self._act("drop")
+
+    @tool
+    def toggle(self) -> str:
+        """Open or close the door or box right ahead."""
+        return self._act("toggle")
+
+    @tool
+    def done(self) -> str:
+        """Wait."""
+        return self._act("done")
+
+    @reward(weight=1.0)
+    def solved(self, episode: EpisodeView) -> float:
+        """Pay for the mission that minigrid says is accomplished."""
+        return self._paid if self.discounted else float(self._paid > 0)
+
+    def succeeded(self, values: dict[str, float]) -> bool:
+        """Say whether the mission was accomplished, whatever it paid."""
+        return self._paid > 0
+
+    def expert(self) -> str:
+        """Return what minigrid's bot would do now, whatever was done before.
+
+        It depends on the actions of the episode alone, not on when it was asked before.
+        """
+        if self._oracle is None:
+            self._oracle = Oracle(self.level, self.task.seed)  # type: ignore[attr-defined]
+        return self.call_text(self._oracle.advise(self._steps))
+
+    def state_hash(self) -> str:
+        """Return the hash of the whole grid, the agent and the progress of the mission."""
+        return digest(state_of(self._level))
+
+    def close(self) -> None:
+        """Forget the oracle; nothing else is held."""
+        self._oracle = None

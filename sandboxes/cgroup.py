@@ -1,0 +1,157 @@
+"""Memory, process and CPU limits of one box by cgroup v1 or v2, where this user may make them.
+
+What no cgroup can hold is reported as missing, and the backend must hold it otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from turnwise.sandboxes.base import Limits
+
+CONTROLLERS = ("memory", "pids", "cpu")
+_PERIOD_US = 100_000
+_NAME = re.compile(r"turnwise-(\d+)-(\d+)-(\d+)-\d+")
+
+
+@dataclass
+class Cgroup:
+    """The folders of one box; `held` names the controllers that really limit it."""
+
+    held: frozenset[str] = frozenset()
+    folders: list[Path] = field(default_factory=list)
+
+    def add(self, pid: int) -> None:
+        """Move `pid` in; what it starts from now on is in, too.
+
+        Raises:
+            OSError: a folder has gone or the process has.
+        """
+        for folder in self.folders:
+            (folder / "cgroup.procs").write_text(str(pid))
+
+    def remove(self) -> None:
+        """Remove the folders; the kernel empties them a moment after the last process ends."""
+        for folder in self.folders:
+            for _ in range(50):
+                try:
+                    folder.rmdir()
+                    break
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    time.sleep(0.002)
+
+
+def make(number: int, limits: Limits) -> Cgroup:
+    """A cgroup for box `number` of this process; empty where this user may make none."""
+    group = Cgroup()
+    if os.geteuid() != 0:
+        return group
+    held = set()
+    for parent, version, names in _parents():
+        folder = parent / f"turnwise-{_owner()}-{number}"
+        with contextlib.suppress(OSError):
+            folder.mkdir()
+            group.folders.append(folder)
+            for name in names:
+                with contextlib.suppress(OSError):
+                    _write(folder, version, name, limits)
+                    held.add(name)
+    group.held = frozenset(held)
+    return group
+
+
+def _write(folder: Path, version: int, name: str, limits: Limits) -> None:
+    memory, quota = limits.memory_mb << 20, int(limits.cpus * _PERIOD_US)
+    if name == "pids":
+        (folder / "pids.max").write_text(str(limits.pids))
+    elif version == 2 and name == "memory":
+        (folder / "memory.max").write_text(str(memory))
+        with contextlib.suppress(OSError):
+            (folder / "memory.swap.max").write_text("0")
+    elif version == 2:
+        (folder / "cpu.max").write_text(f"{quota} {_PERIOD_US}")
+    elif name == "memory":
+        (folder / "memory.limit_in_bytes").write_text(str(memory))
+        with contextlib.suppress(OSError):
+            (folder / "memory.memsw.limit_in_bytes").write_text(str(memory))
+    else:
+        (folder / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
+        (folder / "cpu.cfs_quota_us").write_text(str(quota))
+
+
+@cache
+def _parents() -> list[tuple[Path, int, tuple[str, ...]]]:
+    """(folder to make ours in, cgroup version, controllers it has for us)."""
+    own = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        for name in names.split(","):
+            own[name] = path
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        kind, mount, options = right.split()[0], Path(left.split()[4]), right.split()[-1].split(",")
+        if kind == "cgroup":
+            names = tuple(name for name in CONTROLLERS if name in options)
+            # The same hierarchy may be mounted twice; one folder in it is enough.
+            if names and not any(names == other for _, _, other in found):
+                inside = mount / own.get(names[0], "/").lstrip("/")
+                found.append((inside if inside.is_dir() else mount, 1, names))
+        elif kind == "cgroup2":
+            with contextlib.suppress(OSError):
+                given = (mount / "cgroup.subtree_control").read_text().split()
+                names = tuple(name for name in CONTROLLERS if name in given)
+                if names:
+                    found.append((mount, 2, names))
+    return found
+
+
+@cache
+def _pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def _owner() -> str:
+    return f"{_pid_namespace()}-{os.getpid()}-{start_time(os.getpid())}"
+
+
+def start_time(pid: int) -> int:
+    """When `pid` was started, in clock ticks after boot; 0 where there is none.
+
+    A pid may be given to another process; a pid and its start time may not.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
+    except OSError:
+        return 0
+    return int(fields[19])
+
+
+def leftovers() -> Iterator[Path]:
+    """Folders of processes of this PID namespace that are no more."""
+    for parent, _, _ in _parents() if os.geteuid() == 0 else ():
+        for folder in parent.glob("turnwise-*"):
+            match = _NAME.fullmatch(folder.name)
+            if match:
+                space, pid, start = map(int, match.groups())
+                if space == _pid_namespace() and start_time(pid) != start:
+                    yield folder
+
+
+def sweep_leftovers() -> int:
+    """Remove what owners that were killed could not; how many. Never touches a used one."""
+    count = 0
+    for folder in list(leftovers()):
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # fails while a process is in it
+            count += 1
+    return count

@@ -1,0 +1,85 @@
+"""Inside the box: reading and writing files for the host, without following any link."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+
+
+def put(header: dict[str, Any], data: bytes | bytearray) -> tuple[dict[str, Any], bytes]:
+    """Write a regular file; the folders above it are made."""
+    fd = _open(header["path"], os.O_WRONLY | os.O_CREAT, make=True)
+    try:
+        os.ftruncate(fd, 0)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fchmod(fd, header["mode"] & 0o777)
+    finally:
+        os.close(fd)
+    return {}, b""
+
+
+def get(header: dict[str, Any], body: bytes | bytearray) -> tuple[dict[str, Any], list[bytes]]:
+    """Read a regular file of at most `max_bytes`, as a list of pieces."""
+    limit, parts, have = header["max_bytes"], [], 0
+    fd = _open(header["path"], os.O_RDONLY, make=False)
+    try:
+        while have <= limit:
+            part = os.read(fd, min(1 << 20, limit + 1 - have))
+            if not part:
+                return {}, parts
+            parts.append(part)
+            have += len(part)
+    finally:
+        os.close(fd)
+    raise OSError(errno.EFBIG, f"longer than {limit} bytes", header["path"])
+
+
+def _open(path: str, flags: int, make: bool) -> int:
+    folder, name = _folder_of(path, make)
+    try:
+        fd = os.open(name, flags | _FILE, 0o600, dir_fd=folder)
+    finally:
+        os.close(folder)
+    # Only now is it certain which file it is: not a pipe, a device or a folder of the agent's.
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return fd
+
+
+def _folder_of(path: str, make: bool) -> tuple[int, str]:
+    """(descriptor of the folder of `path`, its last name); a relative path starts at the workdir.
+
+    Each step is opened from the one before, so that no link and no rename can lead elsewhere.
+    """
+    names = [name for name in os.path.abspath(path).split("/") if name]
+    if not names:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    fd = os.open("/", _FOLDER)
+    for name in names[:-1]:
+        above = fd
+        try:
+            fd = _step(name, above, make)
+        finally:
+            os.close(above)
+    return fd, names[-1]
+
+
+def _step(name: str, above: int, make: bool) -> int:
+    try:
+        return os.open(name, _FOLDER, dir_fd=above)
+    except FileNotFoundError:
+        if not make:
+            raise
+    os.mkdir(name, 0o755, dir_fd=above)
+    return os.open(name, _FOLDER, dir_fd=above)

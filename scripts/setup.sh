@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Makes .venv, with everything that the demo and the tests need. Run again it does nothing, until
+# pyproject.toml, constraints.txt or this file change.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly TORCH="torch==2.13.0"
+readonly CPU_INDEX="https://download.pytorch.org/whl/cpu"
+readonly VENV=".venv"
+readonly PY="$VENV/bin/python"
+readonly STAMP="$VENV/turnwise-setup"
+
+say() { printf '\033[2m%s\033[0m\n' "$*" >&2; }
+fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+find_python() {
+    local name
+    for name in python3.13 python3.12 python3.11 python3; do
+        if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+            >/dev/null 2>&1; then
+            command -v "$name"
+            return
+        fi
+    done
+    fail "need Python 3.11 or newer with venv; run \`sudo apt-get install python3 python3-venv\`"
+}
+
+# What decides the contents of .venv; a copied checkout has another path and gets its own.
+fingerprint() {
+    { pwd; cat pyproject.toml constraints.txt scripts/setup.sh; } | sha256sum | cut -d' ' -f1
+}
+
+fresh() {
+    [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint)" ] && "$PY" -c '' 2>/dev/null
+}
+
+pip_install() {
+    local quiet=()
+    [ -t 1 ] || quiet=(--quiet)
+    "$PY" -m pip install --disable-pip-version-check "${quiet[@]}" "$@"
+}
+
+answers() {
+    timeout 10 "$PY" -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=5)' "$1" \
+        >/dev/null 2>&1
+}
+
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; }
+
+install_torch() {
+    if has_gpu; then
+        say "[2/4] torch for the GPU (large: some minutes)"
+    elif answers "$CPU_INDEX/torch/"; then
+        say "[2/4] torch for the CPU (some 200 MB)"
+        # Alone: what it needs comes from the usual index, in the versions of constraints.txt.
+        pip_install --no-deps --index-url "$CPU_INDEX" "$TORCH" && return
+        say "      not from PyTorch's own index; trying the usual one"
+    else
+        say "[2/4] torch (PyTorch's own CPU index does not answer, so from the usual one)"
+    fi
+    pip_install -c constraints.txt "$TORCH"
+}
+
+# Whether .venv was made here, by a Python that is new enough, and as far as pip.
+usable() {
+    "$PY" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11) or sys.prefix != sys.argv[1])' \
+        "$PWD/$VENV" 2>/dev/null
+}
+
+make_venv() {
+    usable && return
+    local python
+    python="$(find_python)"
+    say "[1/4] $VENV with $("$python" --version)"
+    rm -rf "$VENV"
+    "$python" -m venv "$VENV"
+}
+
+install_packages() {
+    install_torch
+    say "[3/4] turnwise and what it needs"
+    pip_install -c constraints.txt -e '.[train,babyai,dev]'
+}
+
+install_bubblewrap() {
+    command -v bwrap >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "[4/4] bubblewrap, which runs the sandboxes"
+        export DEBIAN_FRONTEND=noninteractive
+        { apt-get -qq update && apt-get -qq install -y --no-install-recommends bubblewrap; } \
+            </dev/null >/dev/null && return
+    fi
+    say "[4/4] sandboxes need bubblewrap; run \`sudo apt-get install bubblewrap\`"
+}
+
+if ! fresh; then
+    make_venv
+    pip_install --upgrade pip
+    install_packages
+    install_bubblewrap
+    fingerprint >"$STAMP"
+    say "ready; \`$VENV/bin/turnwise doctor\` looks at this machine"
+elif ! command -v bwrap >/dev/null; then
+    install_bubblewrap
+fi

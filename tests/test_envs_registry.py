@@ -1,0 +1,142 @@
+"""Laws of the registry: ids are found, or answered with the nearest one."""
+
+import subprocess
+import sys
+import textwrap
+from importlib.metadata import EntryPoint
+
+import pytest
+import turnwise.envs as envs
+from fakes import Guess
+from turnwise.envs import registry
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch):
+    """Let each test register what it wants."""
+    import gymnasium
+
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    monkeypatch.setattr(registry, "_BROKEN", [])
+    monkeypatch.setattr(registry, "_discovered", True)
+    kept = dict(gymnasium.registry)
+    yield
+    gymnasium.registry.clear()
+    gymnasium.registry.update(kept)
+
+
+def run(code: str) -> str:
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("id", "message"),
+    [
+        ("turnwise/FileHnt-v1", "no environment 'turnwise/FileHnt-v1'; did you mean 'turnwise/Fi"),
+        ("filehunt", "did you mean 'turnwise/FileHunt-v1'"),
+        ("turnwise/FileHunt-v9", "did you mean 'turnwise/FileHunt-v1'"),
+        ("no.such.module:Env", "there is no module 'no'"),
+        ("fakes:Gess", "did you mean 'Guess'"),
+        ("fakes:Secret", "no environment 'Secret' in fakes"),
+    ],
+)
+def test_an_unknown_id_is_answered_with_the_nearest(id, message):
+    with pytest.raises(envs.UnknownEnv, match=message):
+        envs.make(id)
+
+
+def test_a_class_is_registered_by_decorator_and_made_by_id():
+    decorated = envs.register("mine/Guess-v1", kwargs={"max_turns": 5}, tags=("toy",))(Guess)
+    assert decorated is Guess
+    env = envs.make("mine/Guess-v1", actions="command")
+    assert (env.max_turns, env.format.name) == (5, "command")
+    assert (env.env_id, env.env_kwargs) == ("mine/Guess-v1", {"actions": "command"})
+    assert [spec.id for spec in envs.list_envs("toy")] == ["mine/Guess-v1"]
+
+
+def test_an_entry_point_is_imported_only_when_it_is_made():
+    envs.register("mine/Later-v1", "no_such_package.envs:Later")
+    assert envs.spec("mine/Later-v1").where == "no_such_package.envs:Later"
+    with pytest.raises(envs.UnknownEnv, match="no module 'no_such_package'"):
+        envs.make("mine/Later-v1")
+
+
+def test_a_taken_id_is_refused_and_a_repeated_registration_is_not():
+    envs.register("mine/Guess-v1", "fakes:Guess")
+    envs.register("mine/Guess-v1", Guess)
+    with pytest.raises(envs.DuplicateEnv, match="already fakes:Guess"):
+        envs.register("mine/Guess-v1", "fakes:Parrot")
+
+
+@pytest.mark.parametrize("id", ["Guess", "mine/Guess", "mine/Guess-1", "a/b/Guess-v1", ""])
+def test_an_id_of_another_form_is_refused(id):
+    with pytest.raises(ValueError, match="namespace/Name-vN"):
+        envs.register(id, Guess)
+
+
+def test_an_argument_that_the_constructor_lacks_is_answered_with_the_nearest():
+    with pytest.raises(TypeError, match="takes no argument 'max_turn'; did you mean 'max_turns'"):
+        envs.make("fakes:Guess", max_turn=3)
+
+
+def test_a_module_and_class_stand_for_an_id():
+    assert isinstance(envs.make("fakes:Guess"), Guess)
+
+
+def test_installed_packages_are_found_and_a_broken_one_only_warns(monkeypatch):
+    points = [
+        EntryPoint("good", "fakes_plugin:register", registry.GROUP),
+        EntryPoint("bad", "no_such_plugin", registry.GROUP),
+    ]
+    plugin = type(sys)("fakes_plugin")
+    plugin.register = lambda: envs.register("plugged/Guess-v1", "fakes:Guess")
+    monkeypatch.setitem(sys.modules, "fakes_plugin", plugin)
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(registry, "_discovered", False)
+    with pytest.warns(UserWarning, match="no_such_plugin"):
+        assert isinstance(envs.make("plugged/Guess-v1"), Guess)
+    with pytest.raises(envs.UnknownEnv, match="not loaded: no_such_plugin"):
+        envs.make("plugged/Nothing-v1")
+
+
+def test_gymnasium_makes_an_environment_after_importing_gymnasium_alone():
+    code = """
+        import gymnasium
+        env = gymnasium.make("turnwise.envs:turnwise/BabyAI-GoToLocal-v1", disable_env_checker=None)
+        observation, info = env.reset(seed=0)
+        print(info["messages"][-1]["role"], env.spec.id)
+    """
+    pytest.importorskip("minigrid")
+    assert run(code).split() == ["user", "turnwise/BabyAI-GoToLocal-v1"]
+
+
+@pytest.mark.parametrize(
+    "imports", ["gymnasium, turnwise.envs", "turnwise.envs, gymnasium", "turnwise.envs.base"]
+)
+def test_every_id_is_known_to_gymnasium_whatever_is_imported_first(imports):
+    code = f"""
+        import {imports}
+        import gymnasium
+        print("turnwise/FileHunt-v1" in gymnasium.registry)
+    """
+    assert run(code).split() == ["True"]
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = """
+        import sys, turnwise.envs
+        heavy = {"torch", "transformers", "minigrid", "turnwise.envs.tool_env"}
+        print(sorted(heavy & set(sys.modules)), "FileHunt" in dir(turnwise.envs))
+    """
+    assert run(code).split() == ["[]", "False"]
+
+
+def test_every_exported_name_exists_and_a_wrong_one_does_not():
+    for name in envs.__all__:
+        assert getattr(envs, name) is not None
+    assert set(envs._HOME_OF) - set(envs.__all__) == set()
+    with pytest.raises(AttributeError, match="no attribute 'Evn'"):
+        envs.Evn  # noqa: B018

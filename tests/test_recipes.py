@@ -1,0 +1,189 @@
+"""Every recipe is complete, is found by name, and is what its paper says on a worked example."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from turnwise.envs.types import Episode, Group, Outcome, Segment, Task, Turn
+from turnwise.trainers import recipes as package
+from turnwise.trainers.advantages import nonzero, turn_table
+from turnwise.trainers.recipes import NAMES, UnknownRecipe, recipe, recipes
+from turnwise.trainers.recipes.dapo import dapo
+from turnwise.trainers.recipes.dr_grpo import dr_grpo
+from turnwise.trainers.recipes.gigpo import gigpo
+from turnwise.trainers.recipes.grpo import grpo
+from turnwise.trainers.recipes.gspo import gspo
+from turnwise.trainers.recipes.hgpo import hgpo
+from turnwise.trainers.recipes.reinforce_pp import reinforce_pp
+from turnwise.trainers.recipes.turn_rloo import turn_rloo
+from turnwise.trainers.surrogates import sequence_ratio, token_ratio, turn_ratio
+
+
+def episode(rewards, states, outcome=Outcome.OK, tokens=1) -> Episode:
+    turns = tuple(
+        Turn(action_ids=(1,) * tokens, logprobs=(0.0,) * tokens, reward=r, state_before=s)
+        for r, s in zip(rewards, states, strict=True)
+    )
+    segments = (Segment(turns=turns),)
+    return Episode(id="e", env_id="toy", task=Task(), segments=segments, outcome=outcome)
+
+
+def group(*episodes: Episode) -> Group:
+    return Group(task=Task(), episodes=episodes)
+
+
+def example():
+    """Three attempts: rewards 0 1 | 0.5 | 0 0 0; states a b | a | a b a."""
+    return turn_table(
+        [group(episode([0, 1], "ab"), episode([0.5], "a"), episode([0, 0, 0], "aba"))]
+    )
+
+
+def test_there_is_one_file_for_each_name():
+    files = {path.stem for path in Path(package.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_where_it_comes_from_and_survives_pickling(name):
+    found = recipe(name)
+    assert found.name == name
+    assert "arXiv:" in found.source and found.status
+    again = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(again.credit(example()), found.credit(example()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_declares_the_history_that_it_reads(name):
+    table = turn_table([group(episode([1.0], "a"), episode([0.0], "a"))], recipe(name).history)
+    assert recipe(name).credit(table).tolist()[0] > 0
+
+
+def test_the_default_comes_first():
+    assert recipes()[0].name == "turn_rloo"
+    assert [r.name for r in recipes()] == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"), [("grop", "did you mean 'grpo'"), ("xyz", "there are: turn_rloo, grpo")]
+)
+def test_an_unknown_name_is_answered_with_the_nearest_or_all(wrong, hint):
+    with pytest.raises(UnknownRecipe, match=hint):
+        recipe(wrong)
+
+
+def test_grpo_normalises_by_the_groups_sample_deviation():
+    r = np.array([1.0, 0.5, 0.0])
+    by_episode = (r - r.mean()) / (r.std(ddof=1) + 1e-6)
+    for name in ("grpo", "dapo", "gspo", "cispo"):
+        np.testing.assert_allclose(recipe(name).credit(example()), by_episode[[0, 0, 1, 2, 2, 2]])
+
+
+def test_a_spread_of_noise_is_amplified_only_as_published():
+    table = turn_table([group(episode([1.0], "a"), episode([1.0 + 1e-5], "a"))])
+    assert np.abs(grpo().credit(table)).max() < 1e-3
+    assert np.abs(grpo(floor=0.0).credit(table)).max() > 0.5
+
+
+def test_dr_grpo_and_rloo_differ_by_g_over_g_minus_one():
+    ours = dr_grpo().credit(example())
+    np.testing.assert_allclose(ours, [0.5, 0.5, 0.0, -0.5, -0.5, -0.5])
+    np.testing.assert_allclose(recipe("rloo").credit(example()), ours * 3 / 2)
+
+
+def test_reinforce_pp_whitens_the_return_to_go_over_the_batch():
+    to_go = np.array([1.0, 1.0, 0.5, 0.0, 0.0, 0.0])
+    expected = (to_go - to_go.mean()) / to_go.std()
+    np.testing.assert_allclose(reinforce_pp().credit(example()), expected, atol=1e-6)
+    centred = to_go - np.array([0.25, 0.25, 0.5, 0.75, 0.75, 0.75])
+    expected = (centred - centred.mean()) / centred.std()
+    got = reinforce_pp(group_baseline=True).credit(example())
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_gigpo_adds_episode_and_state_advantage():
+    def scaled(x):
+        return (x - x.mean()) / (x.std(ddof=1) + 1e-6)
+
+    episodes = scaled(np.array([1.0, 0.5, 0.0]))[[0, 0, 1, 2, 2, 2]]
+    in_a = scaled(np.array([0.95, 0.5, 0.0, 0.0]))  # rows 0, 2, 3, 5
+    in_b = scaled(np.array([1.0, 0.0]))  # rows 1, 4
+    steps = np.array([in_a[0], in_b[0], in_a[1], in_a[2], in_b[1], in_a[3]])
+    np.testing.assert_allclose(gigpo().credit(example()), episodes + steps, atol=1e-5)
+    doubled = gigpo(omega=2.0).credit(example())
+    np.testing.assert_allclose(doubled, episodes + 2 * steps, atol=1e-5)
+
+
+def test_gigpo_as_released_counts_an_episode_once_per_turn():
+    over_turns = np.array([1.0, 1.0, 0.5, 0.0, 0.0, 0.0])
+    expected = (over_turns - over_turns.mean()) / (over_turns.std(ddof=1) + 1e-6)
+    got = gigpo(length_weighted=True, omega=0.0).credit(example())
+    np.testing.assert_allclose(got, expected)
+
+
+def test_gigpo_gives_no_state_credit_to_a_trajectory_that_only_meets_itself():
+    table = turn_table([group(episode([0, 0, 1], "xyx"), episode([1.0], "z"))])
+    np.testing.assert_array_equal(gigpo().credit(table), [0.0] * 4)  # both return 1
+
+
+def test_hgpo_mixes_histories_by_their_length():
+    def scaled(x):
+        return (x - x.mean()) / (x.std() + 1e-6)
+
+    in_a, in_b = scaled(np.array([0.95, 0.5, 0.0, 0.0])), scaled(np.array([1.0, 0.0]))
+    # Row 1 and row 4 also share "a then b": (1 * A_0 + 2 * A_1) / 3, and both levels agree.
+    expected = [in_a[0], in_b[0], in_a[1], in_a[2], in_b[1], in_a[3]]
+    np.testing.assert_allclose(hgpo().credit(example()), expected, atol=1e-5)
+
+
+def test_hgpo_as_released_drops_true_zeros():
+    table = turn_table(
+        [
+            group(
+                episode([0, 1.0], "ab"),
+                episode([0, 3.0], "ab"),
+                episode([0, 1.0], "cb"),
+                episode([0, -1.0], "cb"),
+            )
+        ]
+    )
+    rows = 2 * np.arange(4) + 1  # all act in b, with returns 1, 3, 1, -1: mean 1
+    fixed = hgpo(gamma=1.0).credit(table)[rows]
+    released = hgpo(gamma=1.0, renormalise=nonzero).credit(table)[rows]
+    np.testing.assert_allclose(fixed[0], -2 / 3, atol=1e-5)  # (1 * 0 + 2 * -1) / 3
+    np.testing.assert_allclose(released[0], -1.0, atol=1e-5)
+    np.testing.assert_allclose(fixed[1], released[1])
+
+
+def test_turn_rloo_mixes_task_state_and_histories():
+    got = turn_rloo().credit(example())
+    task = np.array([0.75, 0.75, 0.0, -0.75, -0.75, -0.75])
+    state = np.array([1 - 0.5 / 3, 1.0, 0.5 - 1 / 3, -0.75, -1.0, -0.75])
+    past = np.array([0.0, 1.0, 0.0, 0.0, -1.0, 0.0])
+    weight = np.array([0, 2, 0, 0, 2, 0])
+    np.testing.assert_allclose(got, (task + state + weight * past) / (2 + weight))
+
+
+def test_dapo_asks_again_for_groups_that_tie_and_only_it():
+    tied = group(episode([1.0], "a"), episode([0.5, 0.5], "ab"))
+    mixed = group(episode([1.0], "a"), episode([0.0], "a"))
+    crashed = group(episode([1.0], "a"), episode([0.0], "a", Outcome.INFRA_ERROR))
+    for name in NAMES:
+        keep = recipe(name).keep_group
+        assert keep(mixed)
+        assert keep(tied) == keep(crashed) == keep(group()) == (name != "dapo")
+
+
+def test_dapo_punishes_overlong_episodes_when_told_the_limit():
+    table = turn_table([group(episode([1.0], "a", tokens=2), episode([1.0], "a", tokens=9))])
+    assert dapo().credit(table).tolist() == [0.0, 0.0]
+    short, long = dapo(overlong=(10, 4)).credit(table)
+    assert short > 0 > long
+
+
+def test_gspo_judges_a_sequence_and_its_variant_a_turn():
+    assert recipe("gspo").ratio is sequence_ratio and recipe("grpo").ratio is token_ratio
+    assert gspo(ratio=turn_ratio, low=0.2, high=0.2).ratio is turn_ratio

@@ -1,0 +1,170 @@
+"""Rows in, one optimizer step out: the only place that holds a gradient.
+
+Accelerate places the model, runs the backward pass and writes checkpoints. Denominators are those
+of the whole batch, so micro-batches add up exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from turnwise.agents.engines.functional import base_model
+from turnwise.trainers.batch import Packed, Row, micro_batches, pack, totals_of
+from turnwise.trainers.objective import Metrics, cross_entropy, merge, objective
+from turnwise.trainers.recipe import Recipe
+from turnwise.trainers.scorer import Scorer
+from turnwise.trainers.surrogates import token_mean
+
+MAX_SKIPPED = 3
+
+
+class TrainingDiverged(RuntimeError):
+    """Losses or gradients were not finite several times in a row; the weights are the last good."""
+
+
+class Learner:
+    """A model, its optimizer and how to step it.
+
+    Args:
+        model: a Hugging Face causal model; moved to Accelerate's device.
+        learning_rate: of AdamW; `schedule` multiplies it.
+        schedule: step -> factor.
+        micro_tokens: about so many tokens per forward pass.
+        max_len: longest sequence in tokens.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        learning_rate: float,
+        schedule: Callable[[int], float] = lambda step: 1.0,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.99),
+        max_grad_norm: float = 1.0,
+        micro_tokens: int = 8192,
+        max_len: int = 1024,
+    ) -> None:
+        self.accelerator = Accelerator()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=learning_rate, betas=betas, weight_decay=weight_decay
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model.train(), optimizer)
+        self.scorer = Scorer(self.model, max_len)
+        self.learning_rate, self.schedule = learning_rate, schedule
+        self.max_grad_norm, self.micro_tokens, self.max_len = max_grad_norm, micro_tokens, max_len
+        self.updates, self.skipped = 0, 0
+        self._reference: Scorer | None = None
+
+    def keep_reference(self) -> None:
+        """Freeze a copy of the present weights for a KL term."""
+        frozen = copy.deepcopy(base_model(self.model)).requires_grad_(False)
+        self._reference = Scorer(frozen, self.max_len)
+
+    def improve(self, rows: Sequence[Row], advantages: np.ndarray, recipe: Recipe) -> dict:
+        """Take one policy-gradient step on `rows`.
+
+        Args:
+            advantages: float64, indexed by `Row.turn`.
+
+        Returns:
+            Metrics of the objective, `grad_norm` and `engine_gap`: the largest difference in nats
+            between what the engine said and what the trainer computes before its first step.
+        """
+
+        def loss_of(packed: Packed) -> tuple[Tensor, Metrics]:
+            logprobs_M, entropy_M = self.scorer.logprobs_and_entropy(packed)
+            tokens = packed.tokens
+            if recipe.kl_coefficient:
+                tokens = replace(tokens, ref_M=self._reference_logprobs(packed))
+            loss, metrics = objective(logprobs_M, tokens, recipe, entropy_M)
+            gap = (logprobs_M.detach() - tokens.old_M).abs().max().item()
+            return loss, {**metrics, "max_gap": (gap, 1)}
+
+        return self._step(rows, loss_of, advantages, recipe.aggregate)
+
+    def imitate(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Take one cross-entropy step on the trained tokens of `rows`, each token alike."""
+
+        def loss_of(packed: Packed) -> tuple[Tensor, Metrics]:
+            return cross_entropy(self.scorer.logprobs(packed), packed.tokens.weight_M)
+
+        return self._step(rows, loss_of, None, token_mean)
+
+    def _step(
+        self,
+        rows: Sequence[Row],
+        loss_of: Callable[[Packed], tuple[Tensor, Metrics]],
+        advantages: np.ndarray | None,
+        aggregate: Any,
+    ) -> dict[str, float]:
+        totals = totals_of(rows)
+        if totals.tokens == 0:
+            return {"trained_tokens": 0.0}
+        losses, parts = [], []
+        for some in micro_batches(rows, self.micro_tokens):
+            packed = pack(
+                some,
+                advantages=advantages,
+                aggregate=aggregate,
+                totals=totals,
+                device=self.accelerator.device,
+            )
+            if not len(packed.target_M):
+                continue
+            loss, metrics = loss_of(packed)
+            self.accelerator.backward(loss)
+            losses.append(loss.item())
+            parts.append(metrics)
+        metrics = merge(parts)
+        metrics |= {"loss": math.fsum(losses), "trained_tokens": float(totals.tokens)}
+        return metrics | self._apply(metrics["loss"])
+
+    def _apply(self, loss: float) -> dict[str, float]:
+        """Clip and step, unless something is not finite: then forget the gradient."""
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
+        if math.isfinite(loss) and math.isfinite(norm):
+            rate = self.learning_rate * self.schedule(self.updates)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.updates, self.skipped = self.updates + 1, 0
+        else:
+            self.skipped += 1
+            rate = 0.0
+        self.optimizer.zero_grad()
+        if self.skipped >= MAX_SKIPPED:
+            raise TrainingDiverged(
+                f"loss {loss} and gradient norm {norm} after {self.updates} updates, "
+                f"{MAX_SKIPPED} times in a row; the weights are those of the last finite step: "
+                "lower the learning rate or the advantages' scale, and resume"
+            )
+        return {"grad_norm": norm, "learning_rate": rate, "skipped": float(self.skipped)}
+
+    @torch.no_grad()
+    def _reference_logprobs(self, packed: Packed) -> Tensor:
+        if self._reference is None:
+            raise RuntimeError("the recipe has a KL term: call keep_reference() before training")
+        return self._reference.logprobs(packed)
+
+    def save(self, folder: Path) -> None:
+        """Write model, optimizer and counters with Accelerate."""
+        self.accelerator.save_state(str(folder))
+        torch.save({"updates": self.updates, "skipped": self.skipped}, folder / "learner.pt")
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote, bit for bit."""
+        self.accelerator.load_state(str(folder))
+        state = torch.load(folder / "learner.pt", weights_only=True)
+        self.updates, self.skipped = state["updates"], state["skipped"]

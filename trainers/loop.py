@@ -1,0 +1,227 @@
+"""On-policy training in one readable body: rollout, credit, collate, objective, step, publish.
+
+Every random choice follows from the config's seed and the step, so a run that is killed and resumed
+plays and learns exactly what it would have.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from turnwise.agents.engines.embedded import EmbeddedEngine
+from turnwise.agents.policy import LLMPolicy
+from turnwise.agents.renderer import Renderer
+from turnwise.agents.rollout import Settings, jobs_for, play
+from turnwise.envs.base import Env
+from turnwise.envs.registry import make
+from turnwise.envs.types import Episode, Group
+from turnwise.sandboxes.base import SandboxError
+from turnwise.trainers.batch import rows_of
+from turnwise.trainers.config import TrainConfig
+from turnwise.trainers.interrupt import Interrupt
+from turnwise.trainers.learner import Learner
+from turnwise.trainers.model import add_lora, load_model, save_model
+from turnwise.trainers.recipe import Recipe
+from turnwise.trainers.recipes import recipe as recipe_named
+from turnwise.trainers.run_folder import RunFolder
+from turnwise.trainers.turns import turn_table
+from turnwise.trainers.watch import Alarms, losses, rollout_metrics
+
+
+class TooManyLost(SandboxError):
+    """More episodes of a batch were lost to errors than `max_failed` allows."""
+
+    retryable = False
+
+
+@dataclass
+class Trainee:
+    """A model being trained, and the engine and policy that play with its very weights."""
+
+    model: nn.Module
+    tokenizer: Any
+    renderer: Renderer
+    learner: Learner
+    engine: EmbeddedEngine
+    policy: LLMPolicy
+
+    @classmethod
+    def of(cls, model: nn.Module, tokenizer: Any, config: TrainConfig) -> Trainee:
+        """Build learner, engine and policy around a loaded model."""
+        torch.set_num_threads(config.threads)
+        if config.lora_rank:
+            model = add_lora(model, config.lora_rank, seed=config.seed)
+        learner = Learner(
+            model,
+            learning_rate=config.learning_rate,
+            schedule=partial(_schedule, config=config),
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            micro_tokens=config.micro_tokens,
+            max_len=config.max_tokens,
+        )
+        slots = config.tasks_per_step * config.group_size
+        engine = EmbeddedEngine(learner.model, slots=slots, max_len=config.max_tokens)
+        renderer = Renderer(tokenizer)
+        policy = LLMPolicy(
+            engine,
+            renderer,
+            temperature=config.temperature,
+            max_new_tokens=config.max_new_tokens,
+        )
+        return cls(model, tokenizer, renderer, learner, engine, policy)
+
+    def publish(self) -> None:
+        """Tell the engine that the weights have changed."""
+        self.engine.update_weights(None, self.learner.updates)
+
+
+def train(
+    config: TrainConfig,
+    *,
+    model: tuple[nn.Module, Any] | None = None,
+    make_env: Callable[[], Env] | None = None,
+    recipe: Recipe | None = None,
+) -> Iterator[dict[str, float]]:
+    """Train and yield the metrics of each step; the run folder gets everything else.
+
+    Args:
+        config: what to do.
+        model: a model and tokenizer in memory; None loads `config.model`.
+        make_env: None makes `config.env`.
+        recipe: None takes `config.recipe` by name.
+
+    Raises:
+        UnknownEnv, UnknownRecipe, ModelNotFound, TokenizerMismatch, RunFolderError: before
+            anything is played; the message says what to do.
+        TooManyLost, TrainingDiverged: in mid-run, after a checkpoint.
+    """
+    recipe = recipe or recipe_named(config.recipe)
+    make_env = make_env or partial(make, config.env, **config.environment_arguments())
+    env = make_env()
+    tasks = env.tasks("train")
+    trainee = Trainee.of(*(model or load_model(config.model)), config)
+    if recipe.kl_coefficient:
+        trainee.learner.keep_reference()
+    folder = RunFolder(config.out, config.to_json(), resume=config.resume)
+    alarms, first = Alarms(), 0
+    if folder.resumed is not None:
+        trainee.learner.load(folder.resumed)
+        alarms.load_state_dict(json.loads((folder.resumed / "alarms.json").read_text()))
+        first = folder.state["step"]
+        trainee.publish()
+
+    def save(place: Path) -> None:
+        trainee.learner.save(place)
+        (place / "alarms.json").write_text(json.dumps(alarms.state_dict()))
+
+    done = first
+    with Interrupt() as interrupt:
+        try:
+            for step in range(first, config.steps):
+                start = time.process_time()
+                groups = _play_groups(config, trainee, make_env, tasks, step, recipe)
+                played = time.process_time()
+                episodes = [episode for group in groups for episode in group.episodes]
+                folder.records.extend(episodes)
+                _require_enough(episodes, config)
+                metrics = rollout_metrics(episodes) | _update(config, trainee, groups, recipe)
+                trainee.publish()
+                metrics |= {"rollout_s": played - start, "update_s": time.process_time() - played}
+                metrics |= {"step": step + 1, "policy_version": trainee.learner.updates}
+                warnings = alarms.check(metrics)
+                folder.log(metrics | ({"alarms": warnings} if warnings else {}))
+                if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
+                    folder.checkpoint(step + 1, save)
+                done = step + 1
+                yield metrics | ({"alarms": warnings} if warnings else {})
+                if interrupt.requested:
+                    break
+            folder.checkpoint(done, save)
+            save_model(trainee.model, trainee.tokenizer, config.out / "model")
+        finally:
+            folder.close()
+            env.close()
+
+
+def _play_groups(
+    config: TrainConfig,
+    trainee: Trainee,
+    make_env: Callable[[], Env],
+    tasks: Sequence[Any],
+    step: int,
+    recipe: Recipe,
+) -> list[Group]:
+    """Play one batch of groups, in the order of their tasks."""
+    first = config.first_task + step * config.tasks_per_step
+    chosen = [tasks[(first + i) % len(tasks)] for i in range(config.tasks_per_step)]
+    jobs = jobs_for(
+        chosen, config.group_size, run_seed=config.seed, split="train", prefix=f"s{step}-"
+    )
+    settings = Settings(
+        concurrency=len(jobs), max_turns=config.max_turns, max_tokens=config.max_tokens
+    )
+    by_group: dict[str, list[Episode]] = {job.group: [] for job in jobs}
+    for episode in play(jobs, make_env, trainee.policy, settings):
+        by_group[episode.group].append(episode)
+    return [
+        Group(task=task, episodes=tuple(sorted(attempts, key=lambda episode: episode.replica)))
+        for task, attempts in zip(chosen, by_group.values(), strict=True)
+    ]
+
+
+def _update(
+    config: TrainConfig, trainee: Trainee, groups: Sequence[Group], recipe: Recipe
+) -> dict[str, float]:
+    """Give credit and take the optimizer steps of one batch."""
+    groups = [group for group in groups if group.trainable and recipe.keep_group(group)]
+    tied = sum(len({e.reward for e in group.trainable}) < 2 for group in groups)
+    share = {"tied_groups": tied / len(groups)} if groups else {"tied_groups": 1.0}
+    if not groups:
+        return share
+    advantages = recipe.credit(turn_table(groups, history=recipe.history))
+    rows = rows_of(episode for group in groups for episode in group.trainable)
+    sizes = np.cumsum([0, *(len(group.trainable) for group in groups)])
+    metrics: list[dict[str, float]] = []
+    for part in np.array_split(np.arange(len(groups)), min(config.updates_per_step, len(groups))):
+        low, high = sizes[part[0]], sizes[part[-1] + 1]
+        some = [row for row in rows if low <= row.traj < high]
+        metrics.append(trainee.learner.improve(some, advantages, recipe))
+    gap = {"engine_gap": metrics[0].get("max_gap", 0.0)}
+    return share | gap | _mean(metrics)
+
+
+def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for row in rows for name in row if name != "max_gap")
+    means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+    return {name: max(r.get(name, 0) for r in rows) if name[:4] == "max_" else mean
+            for name, mean in means.items()}  # fmt: skip
+
+
+def _require_enough(episodes: Sequence[Episode], config: TrainConfig) -> None:
+    lost = sum(not episode.outcome.trainable for episode in episodes)
+    if lost > config.max_failed * len(episodes):
+        reasons = sorted(losses(episodes).items(), key=lambda item: -item[1])[:3]
+        raise TooManyLost(
+            f"{lost} of {len(episodes)} episodes were lost to errors, more than max_failed "
+            f"{config.max_failed:g} allows: {'; '.join(f'{n}x {why}' for why, n in reasons)}"
+        )
+
+
+def _schedule(update: int, config: TrainConfig) -> float:
+    """Warm up linearly, hold, then fall linearly to a tenth."""
+    step, total = update / config.updates_per_step, config.steps
+    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    start = config.decay_from * total
+    left = 1.0 if step <= start else max(0.1, 1 - 0.9 * (step - start) / max(total - start, 1))
+    return warm * left

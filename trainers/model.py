@@ -1,0 +1,143 @@
+"""Models by folder or name, and models made on the spot from an environment's transcripts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from turnwise.agents.policy import ScriptedPolicy, expert
+from turnwise.agents.rollout import jobs_for, play
+from turnwise.envs.base import Env
+from turnwise.envs.types import Task
+from turnwise.trainers.tiny import tiny_model, tiny_tokenizer
+
+
+class ModelNotFound(ValueError):
+    """There is no model in this folder, or under this name."""
+
+
+class TokenizerMismatch(ValueError):
+    """The tokenizer can produce ids that the model has no embedding for."""
+
+
+def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
+    """Return a causal model and its tokenizer from a folder or a Hugging Face name.
+
+    Args:
+        name: a folder that `save_pretrained` wrote, or a name that the hub knows.
+        dtype: of the weights.
+
+    Raises:
+        ModelNotFound: nothing loadable is there.
+        TokenizerMismatch: the tokenizer has more ids than the model has embeddings.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _require_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelNotFound(f"cannot load a causal model from {name!r}: {reason}") from None
+    check_match(model, tokenizer)
+    return model, tokenizer
+
+
+def _require_model(name: str) -> None:
+    folder = Path(name)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()
+    if not name:
+        raise ModelNotFound("no model was named; give a folder or a Hugging Face name")
+    if looks_local and not (folder / "config.json").is_file():
+        raise ModelNotFound(
+            f"no model in folder {name!r}: it has no config.json; "
+            "give a folder that save_pretrained wrote, or a Hugging Face name"
+        )
+
+
+def check_match(model: nn.Module, tokenizer: Any) -> None:
+    """Refuse a tokenizer whose ids the model cannot embed.
+
+    Raises:
+        TokenizerMismatch: the largest id is beyond the embedding.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= rows:
+        raise TokenizerMismatch(
+            f"the tokenizer has id {largest} and the model only {rows} embeddings: they do not "
+            "belong together; load both from the same folder"
+        )
+
+
+def save_model(model: nn.Module, tokenizer: Any, folder: str | os.PathLike[str]) -> Path:
+    """Write a folder that `load_model` reads, adapters merged into the weights."""
+    folder = Path(folder)
+    if hasattr(model, "merge_and_unload"):
+        import copy
+
+        model = copy.deepcopy(model).merge_and_unload()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def add_lora(model: nn.Module, rank: int, *, seed: int = 0) -> nn.Module:
+    """Return the model with trainable low-rank adapters on every linear layer (peft).
+
+    Args:
+        rank: of the adapters; their scale is 2 * rank.
+        seed: of their initial values.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, lora)
+
+
+def transcripts(make_env: Callable[[], Env], tasks: Iterable[Task], seed: int) -> list[str]:
+    """Return the messages of one expert episode per task: what a tokenizer should know."""
+    jobs = jobs_for(tasks, run_seed=seed, split="train", prefix="text-")
+    texts: list[str] = []
+    for episode in play(jobs, make_env, ScriptedPolicy(expert)):
+        texts += [part for turn in episode.turns for part in (turn.observation, turn.action)]
+        texts.append(episode.final_observation)
+    return texts
+
+
+def tiny_from_env(
+    make_env: Callable[[], Env],
+    *,
+    seed: int = 0,
+    tasks: int = 200,
+    separators: Sequence[str] = (" ", "/", "-"),
+    **architecture: Any,
+) -> tuple[nn.Module, Any]:
+    """Make a tokenizer from an environment's transcripts and a random Qwen3 model for it.
+
+    Args:
+        make_env: an environment with an `expert()`; its `words`, where it has them, become tokens.
+        tasks: transcripts to learn the tokenizer from. The tokenizer does not depend on `seed`.
+        separators: what a word of the closed list may be glued to.
+        architecture: passed to `tiny_model`.
+    """
+    env = make_env()
+    words = tuple(getattr(env, "words", ()))
+    chosen = env.tasks("train")[-tasks:]
+    opening = [
+        message["content"]
+        for task in chosen[:8]
+        for message in env.reset(seed=0, options={"task": task})[1]["messages"]
+    ]
+    env.close()
+    texts = [*transcripts(make_env, chosen, 0), *opening * 4]
+    tokenizer = tiny_tokenizer(texts, 1024, words, separators=separators if words else ())
+    return tiny_model(len(tokenizer), seed=seed, **architecture), tokenizer

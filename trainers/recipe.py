@@ -1,0 +1,62 @@
+"""A recipe names the pieces of a method. Pieces are functions, so a variant is one you pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from turnwise.envs.types import Group
+from turnwise.trainers.advantages import Credit
+from turnwise.trainers.surrogates import (
+    Aggregate,
+    Divergence,
+    Importance,
+    Ratio,
+    Surrogate,
+    k3,
+    token_mean,
+    token_ratio,
+    uncorrected,
+)
+
+GroupFilter = Callable[[Group], bool]
+"""Whether to train on a group; False asks the loop for another one (dynamic sampling)."""
+
+
+def every_group(group: Group) -> bool:
+    """Train on whatever was sampled."""
+    return True
+
+
+def mixed_rewards(group: Group) -> bool:
+    """Train on groups in which not all attempts earned the same (DAPO eq. 11)."""
+    rewards = [episode.reward for episode in group.trainable]
+    return bool(rewards) and max(rewards) - min(rewards) > 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One method. `dataclasses.replace(recipe, ...)` exchanges a piece.
+
+    Example:
+        `replace(recipe("grpo"), kl_coefficient=0.0, surrogate=ppo(0.2, 0.28))`
+    """
+
+    name: str
+    source: str
+    """Paper and equation."""
+    status: str
+    """What differs from the published method, and why."""
+    credit: Credit
+    """TurnTable -> advantage of each turn."""
+    surrogate: Surrogate
+    history: int = 0
+    """History columns that `credit` reads: `turn_table(groups, history=recipe.history)`."""
+    ratio: Ratio = token_ratio
+    importance: Importance = uncorrected
+    """Acts only where the batch has `prox_M`."""
+    aggregate: Aggregate = token_mean
+    kl: Divergence = k3
+    kl_coefficient: float = 0.0
+    """Weight of KL(pi || reference) in the loss; not 0 asks for reference logprobs."""
+    keep_group: GroupFilter = every_group

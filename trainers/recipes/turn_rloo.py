@@ -1,0 +1,51 @@
+"""turn-RLOO: leave-one-trajectory-out baselines on returns-to-go, at every level that is present.
+
+    A(i,t) = sum_l w_l (R_l(i,t) - mean_{rows of other trajectories in G_l(i,t)} R_l) / sum_l w_l
+    levels: the task (R = episode return, w = 1), the same state (R = reward-to-go, w = 1),
+            the same state after the same k = 1..K states (R = reward-to-go, w = (k+1)^alpha)
+    L = token-mean of -min(rho A, clip(rho, 1 - .2, 1 + .28) A) * min(w, 2) * [no token w < 1e-4]
+
+RLOO (arXiv:2402.14740) with the levels of GiGPO (arXiv:2505.10978) and HGPO (arXiv:2602.22817).
+A level counts where its group holds at least two distinct trajectories, which the own action cannot
+influence; the estimate is therefore unbiased for gamma = 1 (tests/test_unbiased.py).
+"""
+
+from __future__ import annotations
+
+from turnwise.trainers.advantages import Level, by_levels
+from turnwise.trainers.recipe import Recipe
+from turnwise.trainers.surrogates import Importance, both, ppo, token_mean, truncated, veto
+from turnwise.trainers.turns import anchor, history, outcome, reward_to_go
+
+IMPORTANCE = both(truncated(2.0), veto(1e-4))
+
+
+def turn_rloo(
+    *,
+    history_turns: int = 2,
+    alpha: float = 1.0,
+    low: float = 0.2,
+    high: float = 0.28,
+    importance: Importance = IMPORTANCE,
+) -> Recipe:
+    """Return the recipe with `history_turns` history levels of weight (k + 1)^alpha."""
+    to_go = reward_to_go(1.0)
+    pasts = (
+        Level(returns=to_go, keys=history(k), weight=float(k + 1) ** alpha)
+        for k in range(1, history_turns + 1)
+    )
+    return Recipe(
+        name="turn_rloo",
+        source="RLOO arXiv:2402.14740 at the levels of arXiv:2505.10978 and arXiv:2602.22817",
+        status="Unbiased. No division by a standard deviation.",
+        credit=by_levels(
+            Level(returns=outcome, once=True), Level(returns=to_go, keys=anchor), *pasts
+        ),
+        history=history_turns,
+        surrogate=ppo(low, high),
+        importance=importance,
+        aggregate=token_mean,
+    )
+
+
+RECIPE = turn_rloo()

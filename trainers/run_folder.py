@@ -1,0 +1,120 @@
+"""The folder of one run: config, metrics, episode records, checkpoints, the final model.
+
+A checkpoint is written beside its place and renamed, so a kill leaves the old one or the new one.
+It names the end of the records and of the metrics; resuming cuts both back to it, and what is then
+played again is the same, so nothing is lost and nothing is there twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from turnwise.agents.record import Position, RecordWriter
+
+KEEP = 2
+
+
+class RunFolderError(OSError):
+    """The run folder cannot be used; the message says why and what to do."""
+
+
+class RunFolder:
+    """Opens or resumes `path`.
+
+    Args:
+        path: the folder; made if missing.
+        config: what the run is, as JSON values; kept in `config.json`.
+        resume: go on from the newest checkpoint; a folder without one is started anew.
+
+    Raises:
+        RunFolderError: it is not writable, or holds another run and `resume` is off.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], *, resume: bool) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self._make(config, resume)
+        self.resumed = self.newest() if resume else None
+        self._metrics_path = self.path / "metrics.jsonl"
+        self._open(config)
+
+    def _make(self, config: dict[str, Any], resume: bool) -> None:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            used = (self.path / "metrics.jsonl").exists()
+            if not used or resume:
+                (self.path / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write to run folder {self.path}: {error.strerror}; give another --out"
+            ) from None
+        if used and not resume:
+            raise RunFolderError(
+                f"run folder {self.path} holds a run already; pass --resume to go on with it, or "
+                "give another --out"
+            )
+
+    def _open(self, config: dict[str, Any]) -> None:
+        records = self.path / "episodes.jsonl"
+        if self.resumed is None:
+            for stale in (records, self._metrics_path):
+                stale.unlink(missing_ok=True)
+            self.records = RecordWriter(records, {"config": config})
+            self.metrics = self._metrics_path.open("w")
+            return
+        self.state: dict[str, Any] = json.loads((self.resumed / "progress.json").read_text())
+        self.records = RecordWriter.resume(records, Position(**self.state["records"]))
+        self.metrics = self._metrics_path.open("r+")
+        self.metrics.truncate(self.state["metrics"])
+        self.metrics.seek(0, os.SEEK_END)
+
+    def newest(self) -> Path | None:
+        """Return the newest whole checkpoint."""
+        found = sorted(self.checkpoints.glob("step-[0-9]*[0-9]"))
+        return found[-1] if found else None
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one line of metrics."""
+        self.metrics.write(json.dumps(row) + "\n")
+        self.metrics.flush()
+
+    def checkpoint(self, step: int, save: Callable[[Path], None]) -> Path:
+        """Write a checkpoint with `save(folder)`, then drop all but the newest few.
+
+        Raises:
+            RunFolderError: it could not be written; the checkpoints before it are untouched.
+        """
+        self.records.sync()
+        place = self.checkpoints / f"step-{step:06d}"
+        beside = self.checkpoints / f".writing-{step:06d}"
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            save(beside)
+            progress = {
+                "step": step,
+                "records": self.records.position().to_json(),
+                "metrics": self.metrics.tell(),
+            }
+            (beside / "progress.json").write_text(json.dumps(progress))
+            shutil.rmtree(place, ignore_errors=True)
+            beside.rename(place)
+        except OSError as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise RunFolderError(
+                f"cannot write a checkpoint to {place}: {error.strerror or error}; free some space "
+                "and run again with --resume: nothing before it is lost"
+            ) from None
+        for old in sorted(self.checkpoints.glob("step-[0-9]*[0-9]"))[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+        return place
+
+    def close(self) -> None:
+        """Close the files. Safe to call twice."""
+        self.records.close()
+        self.metrics.close()
+

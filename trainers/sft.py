@@ -1,0 +1,85 @@
+"""Supervised fine-tuning on demonstrations: cross-entropy on what the expert did, nothing else.
+
+    L = -1/M sum_j log pi(a_j | history)        over the M tokens of expert turns
+
+Demonstrations are recorded episodes with the tokens of the student's own tokenizer. Turns that
+somebody else took (a stumble before a recovery) stay in the history and out of the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from turnwise.agents.policy import (
+    MixturePolicy,
+    ScriptedPolicy,
+    bernoulli,
+    expert,
+    random_tool,
+)
+from turnwise.agents.renderer import Renderer
+from turnwise.agents.rollout import Settings, jobs_for, play
+from turnwise.envs.base import Env
+from turnwise.envs.types import Episode, Task
+from turnwise.trainers.batch import rows_of, taught
+from turnwise.trainers.learner import Learner
+
+
+def demonstrations(
+    make_env: Callable[[], Env],
+    tasks: Sequence[Task],
+    renderer: Renderer,
+    *,
+    seed: int,
+    noise: float = 0.05,
+    settings: Settings | None = None,
+) -> list[Episode]:
+    """Return solved expert episodes, in the order of `tasks`.
+
+    Args:
+        noise: probability per turn that a random call is made instead, from which the expert then
+            recovers; those turns are not taught.
+    """
+    policy = MixturePolicy(
+        student=ScriptedPolicy(random_tool, renderer=renderer, executor="student"),
+        teacher=ScriptedPolicy(expert, renderer=renderer),
+        teaches=bernoulli(1 - noise),
+    )
+    jobs = jobs_for(tasks, run_seed=seed, split="train", prefix="demo-")
+    order = {job.id: i for i, job in enumerate(jobs)}
+    episodes = sorted(play(jobs, make_env, policy, settings), key=lambda e: order[e.id])
+    return [episode for episode in episodes if episode.success]
+
+
+def imitate(
+    learner: Learner,
+    episodes: Sequence[Episode],
+    *,
+    steps: int,
+    batch: int,
+    seed: int,
+    enough: Callable[[int], bool] = lambda step: False,
+) -> Iterator[dict[str, float]]:
+    """Take up to `steps` steps and yield the metrics of each.
+
+    Args:
+        batch: episodes per step; every episode is used once before any is used again.
+        enough: asked after each step with the number of steps taken; True ends the training. Small
+            models learn to copy suddenly, so stop on a measured success, not on a step count.
+
+    Raises:
+        ValueError: there is nothing to imitate.
+    """
+    if not episodes:
+        raise ValueError("there are no demonstrations to imitate: the expert solved no task")
+    rng, order = np.random.default_rng(seed), np.array([], np.int64)
+    for step in range(steps):
+        if len(order) < batch:
+            order = np.concatenate([order, rng.permutation(len(episodes))])
+        chosen, order = order[:batch], order[batch:]
+        rows = rows_of((episodes[i] for i in chosen), taught)
+        yield learner.imitate(rows) | {"step": step + 1}
+        if enough(step + 1):
+            return

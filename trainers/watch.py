@@ -1,0 +1,91 @@
+"""What a run says about itself: metrics of a batch of episodes, and alarms when an agent collapses.
+
+An agent that collapses often keeps its reward for a while: it stops calling tools, ends episodes at
+once, writes ever longer actions, or becomes certain of everything. Each alarm compares a number with
+its own average over the first steps.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from turnwise.envs.types import Episode
+
+
+def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Return means over the trainable episodes, and how many were lost.
+
+    `turns` per episode, `calls` per turn, `action_tokens` per turn, `errors` per turn (calls that
+    did not work), `length_cut` (actions cut by the token limit), `lost` (share of all episodes).
+    """
+    kept = [episode for episode in episodes if episode.trainable]
+    turns = [turn for episode in kept for turn in episode.turns]
+    if not turns:
+        return {"lost": 1.0}
+    return {
+        "success": statistics.fmean(episode.success for episode in kept),
+        "reward": statistics.fmean(episode.reward for episode in kept),
+        "turns": len(turns) / len(kept),
+        "calls": sum(len(turn.calls) for turn in turns) / len(turns),
+        "errors": sum("error" in call for turn in turns for call in turn.calls) / len(turns),
+        "action_tokens": sum(len(turn.action_ids) for turn in turns) / len(turns),
+        "length_cut": sum(turn.finish == "length" for turn in turns) / len(turns),
+        "truncated": sum(e.outcome == "truncated" for e in kept) / len(kept),
+        "lost": 1 - len(kept) / len(episodes),
+    }
+
+
+def losses(episodes: Sequence[Episode]) -> dict[str, int]:
+    """Return how many episodes were lost, by their one-line reason."""
+    return dict(Counter(e.error or e.outcome.value for e in episodes if not e.outcome.trainable))
+
+
+@dataclass
+class Alarms:
+    """Compares each step with the first ones.
+
+    Attributes:
+        baseline: steps that are averaged before anything can alarm.
+        recent: steps that are averaged to compare with them.
+    """
+
+    baseline: int = 10
+    recent: int = 5
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+    FALLS = {"calls": 0.5, "turns": 0.34, "entropy": 0.1, "reward": 0.5}
+    RISES = {"action_tokens": 2.0, "errors": 4.0, "reference_kl": 50.0}
+
+    def check(self, metrics: dict[str, float]) -> list[str]:
+        """Take the metrics of one step and return one line per alarm."""
+        alarms = []
+        for name in (*self.FALLS, *self.RISES):
+            if name in metrics:
+                seen = self.history.setdefault(name, [])
+                seen.append(metrics[name])
+                alarms += self._compare(name, seen)
+        return alarms
+
+    def _compare(self, name: str, seen: list[float]) -> list[str]:
+        if len(seen) < self.baseline + self.recent:
+            return []
+        first = statistics.fmean(seen[: self.baseline])
+        now = statistics.fmean(seen[-self.recent :])
+        if first <= 1e-3:
+            return []
+        fell = now < self.FALLS.get(name, -1.0) * first
+        rose = now > self.RISES.get(name, float("inf")) * first
+        verb = "fell" if fell else "rose"
+        return [f"{name} {verb} from {first:.3g} to {now:.3g}"] if fell or rose else []
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.history = {name: list(values) for name, values in state["history"].items()}
