@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from turnwise.agents.policy import Policy, ScriptedPolicy, noop, random_tool
 from turnwise.agents.record import Position, RecordError, RecordWriter, read_header, read_records
@@ -109,7 +109,8 @@ class _Recorded:
         with self._writer() as record:
             known = {_name(row.episode): row.episode for row in read_records(self.path)}
             wanted = [job for job in jobs if self._missing(known.get(_name(job)))]
-            with closing(play(wanted, make_env, policy, settings)) as episodes:
+            attempts = cast(Generator[Episode], play(wanted, make_env, policy, settings))
+            with closing(attempts) as episodes:  # an interrupt closes the environments now
                 for episode in episodes:
                     record.append(episode)
                     known[_name(episode)] = episode

@@ -44,7 +44,7 @@ class Divergence:
     """The first difference between a record and its re-execution."""
 
     turn: int
-    """Counted from 0; -1 is the start, before any turn."""
+    """The turn, from 0, whose action was answered otherwise; -1 is the start."""
     field: str
     recorded: Any
     got: Any

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from turnwise.agents.engines.base import EngineError
 from turnwise.agents.ledger import Ledger
@@ -303,7 +303,7 @@ class _Nobody:
     """Stands in a seat until its environment has been reset."""
 
     env_id = ""
-    env_kwargs: dict[str, Any] = {}
+    env_kwargs: ClassVar[dict[str, Any]] = {}
 
 
 def _malformed(value: Any, *, opening: bool) -> Exception | None:

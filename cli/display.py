@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
 from turnwise.agents.transcript import printable
 
 OK, BAD, NONE = "✓", "✗", "–"

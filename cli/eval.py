@@ -13,8 +13,6 @@ from typing import Annotated, Any
 
 from rich.console import Console
 from rich.text import Text
-from tyro.conf import Positional, arg
-
 from turnwise.agents.evaluate import FLOORS, evaluate
 from turnwise.agents.rollout import Settings
 from turnwise.agents.score import Report
@@ -25,6 +23,7 @@ from turnwise.cli.policies import SCRIPTED, Player, language_model, scripted
 from turnwise.cli.scores import score_rows, scores
 from turnwise.envs.registry import make
 from turnwise.envs.types import Episode, Task
+from tyro.conf import Positional, arg
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Options:
     Episodes go into a record as they end. The same command again plays only what is missing.
 
     example:
-      turnwise eval turnwise/FileHunt-v1 --policy runs/demo/model --tasks 400 --floor 0.8
+      turnwise eval turnwise/FileHunt-v1 --policy runs/demo/rl/model --tasks 400 --floor 0.8
     """
 
     env: Annotated[Positional[str], arg(metavar="ENV")]

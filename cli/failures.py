@@ -1,7 +1,7 @@
 """An exception as one line and an exit code: what the user can mend, what the machine did, a bug.
 
-    1  the command line, a name, a file: the message says what to do
-    4  a sandbox, an engine, the disk: the command was right
+1  the command line, a name, a file: the message says what to do
+4  a sandbox, an engine, the disk: the command was right
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ def describe(error: Exception) -> tuple[int, str]:
     """Return (exit code, line). What we did not foresee is named as such."""
     if isinstance(error, SandboxError | EngineError):
         return INFRASTRUCTURE, _line(error)
+    if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(error.name or "")):
+        return USAGE, f"{error.name} is not installed; run `pip install 'turnwise[{extra}]'`"
     if isinstance(error, OSError) and error.errno is not None:
         code = INFRASTRUCTURE if error.errno in _MACHINE else USAGE
         where = f"{error.filename}: " if error.filename else ""
@@ -37,6 +39,14 @@ def _said_by_us(error: Exception) -> bool:
         return False
     frames = list(traceback.walk_tb(error.__traceback__))
     return frames[-1][0].f_globals.get("__name__", "").startswith("turnwise.")
+
+
+def _extra_of(module: str) -> str:
+    """Return the extra that installs a module of this name, or an empty text."""
+    from turnwise.cli.extras import extras
+
+    package = module.partition(".")[0]
+    return next((name for name, packages in extras().items() if package in packages), "")
 
 
 def _line(error: Exception) -> str:

@@ -9,13 +9,12 @@ from typing import Annotated, Any
 
 from rich.console import Console
 from rich.text import Text
-from tyro.conf import Positional, arg
-
 from turnwise.cli.display import console, print_json, say, table, title
 from turnwise.cli.options import json_object
 from turnwise.envs.base import Env
 from turnwise.envs.registry import make, spec
 from turnwise.sandboxes.base import SandboxError
+from tyro.conf import Positional, arg
 
 KINDS = {
     **{"string": "str", "integer": "int", "number": "float", "boolean": "bool"},
@@ -151,4 +150,3 @@ def _show_example(out: Console, example: dict[str, Any]) -> None:
     for turn in example["turns"]:
         say(out, "expert", turn["action"], "cyan")
         say(out, f"{turn['reward']:+.3g}", turn["observation"])
-

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.text import Text
-
 from turnwise.cli.display import NONE, console, print_json, table, verdict
 from turnwise.cli.extras import missing, needed
 from turnwise.envs.names import UnknownName, hint
@@ -69,4 +68,3 @@ def _splits(spec: EnvSpec) -> list[str]:
         return list(spec.load().splits)
     except (ImportError, LookupError):
         return []
-

@@ -47,6 +47,7 @@ def one_line(framed: str) -> str:
     """Return what tyro wrote into a frame as one line, without its title and its hints on help."""
     lines = [line for line in framed.splitlines() if "╭" not in line]
     text = " ".join(_FRAME.sub(" ", " ".join(lines)).split())
+    text = text.removeprefix("Error parsing Options: ")
     return re.split(r" (?:For full helptext|Argument helptext)", text)[0]
 
 

@@ -36,7 +36,6 @@ def language_model(
         ValueError: the model takes fewer than `max_tokens` tokens.
     """
     import torch
-
     from turnwise.agents.engines.embedded import EmbeddedEngine
     from turnwise.agents.policy import LLMPolicy
     from turnwise.agents.renderer import Renderer
@@ -73,12 +72,6 @@ def decoder(model: str) -> Callable[[Any], str] | None:
     """Return token ids to text by the tokenizer of `model`; None without a model."""
     if not model:
         return None
-    from transformers import AutoTokenizer
+    from turnwise.trainers.model import load_tokenizer
 
-    from turnwise.trainers.model import ModelNotFound
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ModelNotFound(f"no tokenizer in {model!r}: {str(error).splitlines()[0]}") from None
-    return tokenizer.decode
+    return load_tokenizer(model).decode

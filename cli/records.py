@@ -26,7 +26,9 @@ def record_file(path: Path) -> Path:
     if (path / NAME).is_file():
         return path / NAME
     found = sorted(file.name for file in path.glob("*.jsonl"))
-    raise UsageError(f"{path} holds no {NAME}; give one file: {', '.join(found) or 'none is there'}")
+    raise UsageError(
+        f"{path} holds no {NAME}; give one file: {', '.join(found) or 'none is there'}"
+    )
 
 
 def episodes_of(path: Path, *, id: str = "", failed: bool = False) -> Iterator[Episode]:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rich.text import Text
-from tyro.conf import Positional, arg
-
 from turnwise.agents import replay
 from turnwise.agents.episode_json import TaskChanged
 from turnwise.cli.display import console, print_json, table, verdict
@@ -17,6 +15,7 @@ from turnwise.cli.failures import DIVERGED
 from turnwise.cli.options import UsageError
 from turnwise.cli.records import episodes_of
 from turnwise.envs.types import Episode
+from tyro.conf import Positional, arg
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Options:
     view      only show the episodes; needs neither environment nor model
 
     example:
-      turnwise replay runs/demo --failed --mode view
+      turnwise replay runs/demo/eval/after.jsonl --failed --mode view
     """
 
     path: Annotated[Positional[Path], arg(metavar="PATH")]
@@ -108,13 +107,12 @@ def _rescore(options: Options) -> Callable[[Episode], Finding]:
 
 
 def _tokens(options: Options) -> Callable[[Episode], Finding]:
-    from transformers import AutoTokenizer
-
-    from turnwise.agents.renderer import Renderer
-
     if not options.model:
         raise UsageError("mode tokens needs --model: the tokenizer that made the tokens")
-    renderer = Renderer(AutoTokenizer.from_pretrained(options.model))
+    from turnwise.agents.renderer import Renderer
+    from turnwise.trainers.model import load_tokenizer
+
+    renderer = Renderer(load_tokenizer(options.model))
 
     def look(episode: Episode) -> Finding:
         found = replay.tokens(episode, renderer)

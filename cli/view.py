@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rich.text import Text
-from tyro.conf import Positional, arg
-
 from turnwise.agents.record import read_header
 from turnwise.agents.replay import execute
 from turnwise.agents.score import Report, summarise
@@ -18,6 +16,7 @@ from turnwise.cli.display import console, print_json
 from turnwise.cli.policies import decoder
 from turnwise.cli.records import episodes_of, metrics_of, record_file
 from turnwise.envs.types import Episode
+from tyro.conf import Positional, arg
 
 CURVES = ("success", "reward", "turns", "action_tokens", "entropy", "loss")
 
@@ -29,7 +28,7 @@ class Options:
     The page needs nothing else: no network and no other file.
 
     example:
-      turnwise view runs/demo -o report.html
+      turnwise view runs/demo/eval/after.jsonl --model runs/demo/rl/model -o report.html
     """
 
     path: Annotated[Positional[Path], arg(metavar="PATH")]

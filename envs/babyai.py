@@ -2,9 +2,10 @@
 
 The agent sees a 7 x 7 cone ahead of it, as minigrid gives it, in words:
 
-    red ball 3 ahead 1 left , blue key 2 right , wall 4 ahead
+    blue key r2 red ball f3l1 wall f4
 
-nearest first, then how far the wall straight ahead is (if it is seen) and what the agent carries.
+The key is two steps to the right, the ball three forward and one to the left; nearest first, then
+the wall straight ahead (if it is seen) and what the agent carries.
 The mission opens the episode and is not repeated. An action is one word.
 
 Chevalier-Boisvert et al., BabyAI, arXiv:1810.08272. Needs `pip install 'turnwise[babyai]'`.
@@ -25,6 +26,10 @@ from turnwise.envs.tools import reward, tool
 from turnwise.envs.types import Task, digest
 
 FIRST_SEED = {"train": 0, "dev": 1_000_000_000, "test": 2_000_000_000}
+LEGEND = (
+    "You walk on a grid and see what is ahead of you. f3l1 means three steps forward and one to "
+    "the left, r2 means two to the right. The episode ends when the mission is accomplished."
+)
 TASKS = {"train": 1_000_000, "dev": 10_000, "test": 10_000}
 
 
@@ -76,9 +81,9 @@ class BabyAI(ToolEnv):
 
     def system(self) -> str:
         """Return what the agent is told before the mission."""
-        if self.format.name != "command":
-            return super().system()
-        return f"actions: {' '.join(self.parts.tools)}"
+        if self.format.name == "command":
+            return f"actions: {' '.join(self.parts.tools)}"
+        return f"{super().system()}\n\n{LEGEND}"
 
     def setup(self, task: BabyTask, rng: random.Random) -> str:
         """Lay the level out and return the mission and the first view."""

@@ -41,11 +41,10 @@ def make_level(level: str) -> Any:
     return gymnasium.make(ids[level], disable_env_checker=True).unwrapped
 
 
-def _where(ahead: int, side: int) -> str:
-    words = [f"{ahead} ahead"] if ahead else []
-    if side:
-        words.append(f"{abs(side)} {'right' if side > 0 else 'left'}")
-    return " ".join(words)
+def _where(ahead: int, right: int) -> str:
+    """Return a place as one word: `f3l1` is three steps forward and one to the left."""
+    side = f"{'r' if right > 0 else 'l'}{abs(right)}" if right else ""
+    return f"f{ahead}{side}" if ahead else side
 
 
 def _things(image: Any) -> list[tuple[int, int, str]]:
@@ -74,7 +73,10 @@ def _wall_ahead(image: Any) -> int:
 
 
 def describe(image: Any, carried: Any) -> str:
-    """Return minigrid's view in words.
+    """Return minigrid's view in words: things nearest first, the wall ahead, what is carried.
+
+    Every word is one that a tiny tokenizer can hold as one token, and nothing stands between them:
+    a thing is colour, type and place, a door also says whether it is open, closed or locked.
 
     Args:
         image: (7, 7, 3) uint8, of [object, colour, state]; the agent is at [3, 6] and looks
@@ -83,10 +85,10 @@ def describe(image: Any, carried: Any) -> str:
     """
     parts = [f"{name} {_where(ahead, side)}" for ahead, side, name in _things(image)]
     if wall := _wall_ahead(image):
-        parts.append(f"wall {wall} ahead")
+        parts.append(f"wall f{wall}")
     if carried is not None:
         parts.append(f"carry {carried.color} {carried.type}")
-    return " , ".join(parts) or "nothing"
+    return " ".join(parts) or "nothing"
 
 
 def _progress(instruction: Any) -> list[Any]:

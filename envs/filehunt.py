@@ -1,5 +1,7 @@
 """FileHunt: follow a chain of clues through a file tree with `ls`, `cat`, `grep` and `submit`.
 
+Whoever has lost the thread reads `/clue`: it always holds the clue that was reached last.
+
 The tree is written into a sandbox and the tools read it there, through the system calls of the
 box's own kernel process. The agent runs no code of its own, so environments of one process share
 one box, and attempts at the same task share one read-only tree.
@@ -15,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from turnwise.envs.base import Response
 from turnwise.envs.filehunt_box import Tree
-from turnwise.envs.filehunt_world import KINDS_OF_THING, WORDS, World, make_world
+from turnwise.envs.filehunt_world import CLUE, KINDS_OF_THING, START, WORDS, World, make_world
 from turnwise.envs.seeds import derive
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
 from turnwise.envs.tools import ToolFailed, metric, reward, tool
@@ -51,7 +54,7 @@ class FileHunt(ToolEnv):
     Task: ClassVar[type[Task]] = Hunt
     fast: ClassVar[bool] = True
     hints = False
-    words: ClassVar[tuple[str, ...]] = (*WORDS, *KINDS_OF_THING)
+    words: ClassVar[tuple[str, ...]] = (*WORDS, *KINDS_OF_THING, "clue")
     """What a tokenizer made for this environment should hold as single tokens."""
 
     def __init__(
@@ -61,7 +64,7 @@ class FileHunt(ToolEnv):
         siblings: int = 3,
         decoys: float = 0.5,
         tool_failure: float = 0.0,
-        slack: int = 4,
+        slack: int = 8,
         actions: str = "command",
     ) -> None:
         super().__init__(actions=actions)
@@ -89,7 +92,8 @@ class FileHunt(ToolEnv):
         self._tree.mount(task.key, self.world)
         self.reached = 0
         self.max_turns = self.world.expert_turns + self.slack
-        self._detoured, self._paid, self._submitted, self._last = False, 0, "", ""
+        self._detoured, self._lost = False, False
+        self._paid, self._submitted, self._last = 0, "", ""
         return self.world.hops[0].clue
 
     @tool
@@ -99,22 +103,22 @@ class FileHunt(ToolEnv):
         Args:
             path: The folder.
         """
-        answer = self._call("ls", path)
-        hop = self._next_hop()
-        self._detoured |= hop is not None and hop.detour == ("ls", path)
-        return answer
+        return self._detour("ls", path)
 
     @tool
     def cat(self, path: str) -> str:
         """Show a file.
 
         Args:
-            path: The file.
+            path: The file. `/clue` is the clue that was reached last.
         """
-        answer = self._call("cat", path)
-        hop = self._next_hop()
-        if hop is not None and path == hop.path:
-            self.reached, self._detoured = self.reached + 1, False
+        hop, back = self._next_hop(), path == CLUE
+        self._lost = not back
+        answer = self._call("cat", self._here() if back else path)
+        if back:
+            self._detoured = False
+        elif hop is not None and path == hop.path:
+            self.reached, self._detoured, self._lost = self.reached + 1, False, False
         return answer
 
     @tool
@@ -124,10 +128,7 @@ class FileHunt(ToolEnv):
         Args:
             word: The tag.
         """
-        answer = self._call("grep", word)
-        hop = self._next_hop()
-        self._detoured |= hop is not None and hop.detour == ("grep", word)
-        return answer
+        return self._detour("grep", word)
 
     @tool(final=True)
     def submit(self, code: str) -> str:
@@ -158,6 +159,8 @@ class FileHunt(ToolEnv):
     def expert(self) -> str:
         """Return the right call now, whatever was done before."""
         hop = self._next_hop()
+        if self._lost:
+            return self.call_text("cat", path=CLUE)
         if hop is None:
             return self.call_text("submit", code=self.world.code)
         if hop.detour and not self._detoured:
@@ -167,7 +170,8 @@ class FileHunt(ToolEnv):
 
     def state_hash(self) -> str:
         """Hash what decides the future and what was read last; the turn's number is left out."""
-        return digest([self.task.key, self.reached, self._detoured, self._submitted, self._last])
+        where = [self.reached, self._detoured, self._lost]
+        return digest([self.task.key, *where, self._submitted, self._last])
 
     def close(self) -> None:
         """Give the tree back. Safe to call twice."""
@@ -178,6 +182,27 @@ class FileHunt(ToolEnv):
     def _next_hop(self) -> Any:
         hops = self.world.hops
         return hops[self.reached] if self.reached < len(hops) else None
+
+    def _here(self) -> str:
+        """Return the path of the clue that was reached last."""
+        return self.world.hops[self.reached - 1].path if self.reached else START
+
+    def _detour(self, name: str, argument: str) -> str:
+        """Run `ls` or `grep`; the agent is lost unless the clue asks for just that."""
+        hop, self._lost = self._next_hop(), True
+        answer = self._call(name, argument)
+        if hop is not None and hop.detour == (name, argument):
+            self._detoured, self._lost = True, False
+        return answer
+
+    def respond(self, action: str) -> Response | str:
+        """Answer a turn; one that calls no tool of ours loses the thread, too."""
+        lost = self._lost
+        self._lost = True
+        answer = super().respond(action)
+        code = answer.info.get("error") if isinstance(answer, Response) else None
+        self._lost = lost if code == "timeout" else self._lost
+        return answer
 
     def _call(self, name: str, argument: str) -> str:
         if self.tool_failure and self.rng.random() < self.tool_failure:

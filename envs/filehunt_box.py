@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from collections import OrderedDict
 
 from turnwise.envs.filehunt_world import World
-from turnwise.sandboxes.base import ProtocolError, Sandbox, SandboxDied
+from turnwise.sandboxes.base import ProtocolError, Sandbox, SandboxDied, SandboxError
 from turnwise.sandboxes.shared import shared_sandbox
 
 KERNEL = "filehunt"
-KEEP = 128
-"""Trees that stay on the disk of the box; the least recently mounted goes first."""
+KEEP = 64
+"""Trees that nobody reads any more and that stay for the next attempt at their task."""
 
 # Runs inside the box, in a kernel process of its own. Arguments arrive as Python literals.
 PROGRAM = r"""
@@ -63,49 +65,84 @@ def tw_call(name, key, argument):
     print(json.dumps({"ls": tw_ls, "cat": tw_cat, "grep": tw_grep}[name](key, argument)))
 """
 
-_mounted: dict[str, OrderedDict[str, None]] = {}
+
+class _Trees:
+    """The trees on the disk of one box, and how many environments read each."""
+
+    def __init__(self, box: Sandbox) -> None:
+        self.box = box
+        self.readers: OrderedDict[str, int] = OrderedDict()
+        self.lock = threading.Lock()
+        self.run(PROGRAM)
+
+    def take(self, key: str, world: World) -> None:
+        """Write the tree unless it is there, and count one more reader."""
+        with self.lock:
+            if key not in self.readers:
+                self.run(f"tw_mount({key!r}, {dict(world.files)!r}, {dict(world.tags)!r})")
+            self.readers[key] = self.readers.get(key, 0) + 1
+            self.readers.move_to_end(key)
+
+    def release(self, key: str) -> None:
+        """Count one reader less, and drop what has not been read for longest."""
+        with self.lock:
+            self.readers[key] -= 1
+            unread = [key for key, readers in self.readers.items() if readers == 0]
+            for stale in unread[: max(len(unread) - KEEP, 0)]:
+                del self.readers[stale]
+                self.run(f"tw_drop({stale!r})")
+
+    def run(self, code: str) -> str:
+        """Run `code` in the box's kernel and return what it printed."""
+        result = self.box.cell(code, kernel=KERNEL)
+        if result.state_lost:
+            _boxes.pop(self.box.id, None)
+            raise SandboxDied("the kernel that reads the trees was lost")
+        if result.exit_code != 0:
+            raise ProtocolError(f"a tool of FileHunt failed in its box: {result.text[-300:]}")
+        return result.stdout.decode()
+
+
+_boxes: dict[str, _Trees] = {}
+_boxes_lock = threading.Lock()
+
+
+def _trees_of(box: Sandbox) -> _Trees:
+    with _boxes_lock:
+        if box.id not in _boxes:
+            _boxes.clear()  # a new box means that the one before it died
+            _boxes[box.id] = _Trees(box)
+        return _boxes[box.id]
 
 
 class Tree:
     """One environment's view of the tree that is mounted for its present task."""
 
     def __init__(self) -> None:
-        self._box: Sandbox | None = None
+        self._trees: _Trees | None = None
         self._key = ""
 
     def mount(self, key: str, world: World) -> None:
-        """Write the tree of task `key`, unless an attempt at the same task has done so.
+        """Let go of the tree before, and read that of task `key`, writing it if need be.
 
         Raises:
             SandboxError: the box failed; the episode says nothing about the agent.
         """
-        self._box, self._key = shared_sandbox("filehunt"), key
-        trees = _mounted.get(self._box.id)
-        if trees is None:
-            self._run(PROGRAM)
-            trees = _mounted[self._box.id] = OrderedDict()
-        if key not in trees:
-            self._run(f"tw_mount({key!r}, {dict(world.files)!r}, {dict(world.tags)!r})")
-            trees[key] = None
-            if len(trees) > KEEP:
-                self._run(f"tw_drop({trees.popitem(last=False)[0]!r})")
-        trees.move_to_end(key)
+        self.close()
+        trees = _trees_of(shared_sandbox("filehunt"))
+        trees.take(key, world)
+        self._trees, self._key = trees, key
 
     def call(self, name: str, argument: str) -> tuple[bool, str]:
         """Run `ls`, `cat` or `grep` in the box; return whether it found something, and its text."""
-        found, text = json.loads(self._run(f"tw_call({name!r}, {self._key!r}, {argument!r})"))
+        assert self._trees is not None, "mount a tree first"
+        answer = self._trees.run(f"tw_call({name!r}, {self._key!r}, {argument!r})")
+        found, text = json.loads(answer)
         return found, text
 
     def close(self) -> None:
-        """Let go of the box; it is shared and stays."""
-        self._box = None
-
-    def _run(self, code: str) -> str:
-        assert self._box is not None
-        result = self._box.cell(code, kernel=KERNEL)
-        if result.state_lost:
-            _mounted.pop(self._box.id, None)
-            raise SandboxDied("the kernel that reads the tree was lost")
-        if result.exit_code != 0:
-            raise ProtocolError(f"a tool of FileHunt failed in its box: {result.text[-300:]}")
-        return result.stdout.decode()
+        """Let go of the tree. Safe to call twice; never raises."""
+        trees, self._trees = self._trees, None
+        if trees is not None:
+            with contextlib.suppress(SandboxError):
+                trees.release(self._key)

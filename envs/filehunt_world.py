@@ -17,15 +17,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 KINDS_OF_THING: Mapping[str, tuple[str, ...]] = {
-    "animal": tuple("bee crab crow deer duck elk fox frog goat hare lion owl".split()),
-    "plant": tuple("ash bay corn elm fern fig iris lime mint moss oak rose".split()),
-    "stone": tuple("clay coal flint gem gold jade onyx opal ruby sand slate zinc".split()),
-    "tool": tuple("axe bell bow cup drum fork kite lamp nail oar pot saw".split()),
+    "animal": tuple(
+        ["bee", "crab", "crow", "deer", "duck", "elk", "fox", "frog", "goat", "hare", "lion", "owl"]
+    ),
+    "plant": tuple(
+        ["ash", "bay", "corn", "elm", "fern", "fig", "iris", "lime", "mint", "moss", "oak", "rose"]
+    ),
+    "stone": tuple(
+        [
+            "clay",
+            "coal",
+            "flint",
+            "gem",
+            "gold",
+            "jade",
+            "onyx",
+            "opal",
+            "ruby",
+            "sand",
+            "slate",
+            "zinc",
+        ]
+    ),
+    "tool": tuple(
+        ["axe", "bell", "bow", "cup", "drum", "fork", "kite", "lamp", "nail", "oar", "pot", "saw"]
+    ),
 }
 """What a candidate must be, and the names that are it; nobody tells the agent which are which."""
 
 WORDS = tuple(word for names in KINDS_OF_THING.values() for word in names)
 """A closed list, so that a small tokenizer can hold each word as one token."""
+
+START, CLUE = "/start", "/clue"
+"""Where the first clue lies, and the name under which the clue reached last is always found."""
 
 KINDS = ("read", "look", "seek")
 
@@ -65,9 +89,7 @@ class World:
         return sum(2 if hop.detour else 1 for hop in self.hops) + 1
 
 
-def make_world(
-    rng: random.Random, depth: int, *, siblings: int = 3, decoys: float = 0.5
-) -> World:
+def make_world(rng: random.Random, depth: int, *, siblings: int = 3, decoys: float = 0.5) -> World:
     """Return a world whose chain has `depth` files.
 
     Args:
@@ -83,15 +105,14 @@ def make_world(
         hops.append(hop)
         files |= {path: _filler(rng, decoys, folders) for path in others}
     code = _pair(rng)
+    files[START] = hops[0].clue
     clues = [*(hop.clue for hop in hops[1:]), f"code {code}"]
     files |= {hop.path: clue for hop, clue in zip(hops, clues, strict=True)}
     seekable = {hop.tag: hop.path for hop in hops if hop.tag}
     return World(dict(sorted(files.items())), seekable, tuple(hops), code)
 
 
-def _hop(
-    rng: random.Random, folder: str, tag: str, siblings: int
-) -> tuple[Hop, list[str]]:
+def _hop(rng: random.Random, folder: str, tag: str, siblings: int) -> tuple[Hop, list[str]]:
     """Return a hop into `folder`, and the paths of the other files there.
 
     The file that the clue means is the only one of its kind of thing in the folder.

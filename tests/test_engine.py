@@ -216,8 +216,9 @@ def test_draws_follow_the_softmax():
 
 def test_draws_of_one_seed_and_of_neighbouring_seeds_are_independent():
     grid = np.stack([uniforms([seed] * 200, range(200)) for seed in range(200)])
-    assert abs(grid.mean() - 0.5) < 0.01 and 0 <= grid.min() and grid.max() < 1
-    for a, b in ((grid[1:], grid[:-1]), (grid[:, 1:], grid[:, :-1]), (grid[1:, 1:], grid[:-1, :-1])):
+    assert abs(grid.mean() - 0.5) < 0.01 and grid.min() >= 0 and grid.max() < 1
+    seeds, counters = (grid[1:], grid[:-1]), (grid[:, 1:], grid[:, :-1])
+    for a, b in (seeds, counters, (grid[1:, 1:], grid[:-1, :-1])):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.02
     assert len(np.unique(grid)) == grid.size
 

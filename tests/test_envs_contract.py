@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from fakes import Guess, Parrot, Secret
 from turnwise.envs.base import TextEnv
 from turnwise.envs.check import check_env
 from turnwise.envs.extras import MissingExtra
+from turnwise.envs.playing import Broken, Subject
+from turnwise.envs.probes import fast_is_fast
 from turnwise.envs.registry import list_envs
 from turnwise.envs.tools import reward, tool
 from turnwise.envs.types import Task
@@ -181,11 +184,23 @@ class ForgetsHalf(Guess):
         self.secret, self.turn = map(int, saved.split())
 
 
+class SaysItIsFast(Guess):
+    def respond(self, action):
+        time.sleep(0.03)
+        return super().respond(action)
+
+
 class LacksInfo(Guess):
     def step(self, action):
         *head, info = super().step(action)
         info.pop("success", None)
         return *head, info
+
+
+class ReturnsTuples(Guess):
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        return ("not", "text"), {}
 
 
 class PartsDoNotAddUp(TextEnv):
@@ -227,6 +242,7 @@ class PartsDoNotAddUp(TextEnv):
         (ClosesOnce, "closes twice"),
         (ForgetsHalf, "snapshots restore"),
         (LacksInfo, "info is complete"),
+        (ReturnsTuples, "gymnasium accepts"),
     ],
 )
 def test_a_broken_law_is_found_and_says_how_to_mend_it(env, law):
@@ -234,6 +250,11 @@ def test_a_broken_law_is_found_and_says_how_to_mend_it(env, law):
     failed = {check.name: check for check in report.failures}
     assert not report.ok and law in failed, str(report)
     assert failed[law].detail and failed[law].mend
+
+
+def test_an_environment_that_is_slow_must_not_say_that_it_is_fast():
+    with pytest.raises(Broken, match="the quickest step took"):
+        fast_is_fast(Subject("slow", SaysItIsFast, [0], 2))
 
 
 def test_a_report_is_a_table_and_json():

@@ -87,6 +87,13 @@ def test_nothing_is_played_twice_and_more_replicas_extend_the_record(tmp_path):
     assert sorted(more) == [1] * 12 + [2] * 12
 
 
+def test_fewer_tasks_of_the_same_record_are_reported_alone(tmp_path):
+    path = tmp_path / "e.jsonl"
+    run(path, replicas=2, floors={})
+    part = run(path, tasks=TASKS[:5], floors={})
+    assert essence(part) == essence(run(tmp_path / "other.jsonl", tasks=TASKS[:5], floors={}))
+
+
 @pytest.mark.parametrize(
     ("change", "name"),
     [

@@ -118,17 +118,21 @@ def _late_higher(episode: Episode) -> bool:
         return False
 
 
-@pytest.mark.parametrize("field", ["observation", "action", "state_after", "reward", "calls"])
+@pytest.mark.parametrize(
+    "field",
+    ["observation", "action", "state_before", "state_after", "reward", "rewards", "calls"],
+)
 def test_every_field_of_every_turn_is_compared(field):
     episode = long_episode()
-    other = {"reward": 0.125, "calls": ({"id": "c0"},)}.get(field, "changed")
+    others = {"reward": 0.125, "rewards": {"solved": 0.125}, "calls": ({"id": "c0"},)}
+    other = others.get(field, "changed")
     for k in range(len(episode.turns)):
         turns = list(episode.turns)
         turns[k] = replace(turns[k], **{field: other})
         segments = (replace(episode.segments[0], turns=tuple(turns)),)
         divergence = execute(replace(episode, segments=segments))
         assert divergence is not None
-        assert divergence.turn == (k - 1 if field == "observation" else k)
+        assert divergence.turn == (k - 1 if field in ("observation", "state_before") else k)
 
 
 @pytest.mark.parametrize(

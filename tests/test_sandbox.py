@@ -239,6 +239,14 @@ def test_a_kernel_that_ends_between_cells_does_not_run_the_next_one_in_silence(b
     assert result.state_lost and result.stdout == b"" and b"did not run" in result.stderr
 
 
+def test_background_work_of_a_cell_neither_blocks_nor_spoils_later_output(box):
+    line = "sleep 0.1; head -c 300000 /dev/zero; echo written > /tmp/written"
+    box.cell(f"import subprocess\np = subprocess.Popen(['sh', '-c', {line!r}])", kernel="busy")
+    time.sleep(0.5)
+    assert box.cell("print(p.wait(5))", kernel="busy").stdout == b"0\n"
+    assert box.get("/tmp/written") == b"written\n"
+
+
 def test_a_child_forked_by_a_cell_does_not_answer_for_it(box):
     code = "import os\npid = os.fork()\nprint('child' if pid == 0 else os.waitpid(pid, 0)[1])"
     result = box.cell(code)
@@ -419,7 +427,7 @@ def test_a_forked_child_cannot_use_or_end_its_parents_box(own_box):
             own_box.cell("1")
         except SandboxDied:
             own_box.close()
-            code = 0
+            code = int(own_box._channel.sock.fileno() != -1)
         finally:
             os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0
@@ -442,6 +450,18 @@ def test_ctrl_c_is_the_owners_business_and_leaves_its_boxes_alone():
     argv = [sys.executable, "-c", CTRL_C]
     ran = subprocess.run(argv, capture_output=True, start_new_session=True, timeout=60)
     assert ran.stdout.split() == [b"0", b"9"], ran.stderr
+
+
+def test_a_forked_child_opens_boxes_of_its_own(own_box):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with open_sandbox(limits=SMALL) as box:
+                code = int(box.cell("print(1)").stdout != b"1\n")
+        finally:
+            os._exit(code)
+    assert wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid, 20.0)
 
 
 def test_a_call_that_was_interrupted_ends_the_box_rather_than_mix_up_replies(own_box):

@@ -8,7 +8,7 @@ import random
 from statistics import NormalDist, fmean
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from turnwise.agents.statistics import (
     EMPTY,
@@ -81,6 +81,7 @@ def test_correlated_attempts_are_worth_as_much_as_their_tasks_and_equal_ones_nev
         rate_over_tasks([0.5, 1.5], 2)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 7).flatmap(lambda n: st.lists(st.booleans(), min_size=n, max_size=n)))
 def test_pass_at_k_is_the_mean_over_all_choices_of_k_attempts(attempts):
     n, c = len(attempts), sum(attempts)

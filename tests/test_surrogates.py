@@ -185,8 +185,8 @@ def test_truncation_is_monotone_in_its_bound_and_keeps_small_weights():
 def test_each_mask_acts_at_its_own_level():
     log_w_M = torch.zeros(9)
     log_w_M[1] = math.log(4.0)  # turn 7 of trajectory 0: geometric mean 4^(1/3) = 1.59
-    token = token_mask(0.5, 2.0)(log_w_M, TURN_M, TRAJ_M)
-    assert token.tolist() == [1, 0, 1, 1, 1, 1, 1, 1, 1]
+    token = token_mask(0.5, 2.0)(log_w_M + math.log(1.5), TURN_M, TRAJ_M)
+    assert token.tolist() == pytest.approx([1.5, 0, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5])
     assert turn_mask(0.5, 1.5)(log_w_M, TURN_M, TRAJ_M).tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]
     assert turn_mask(0.5, 1.6)(log_w_M, TURN_M, TRAJ_M).tolist() == [1.0] * 9
     sequence = sequence_mask(0.0, 3.0)(log_w_M, TURN_M, TRAJ_M)

@@ -159,17 +159,19 @@ def _mad(returns_N: np.ndarray, g: Grouping, eps: float) -> np.ndarray:
 # Combination of levels
 
 
-def renormalised(advantages_LN: np.ndarray, present_LN: np.ndarray, weight_L: np.ndarray):
+def renormalised(
+    advantages_LN: np.ndarray, present_LN: np.ndarray, weight_L: np.ndarray
+) -> np.ndarray:
     """sum_l w_l A_l / sum_l w_l over the levels present: unbiased with leave-one-out baselines."""
     return _weighted_mean(advantages_LN, weight_L[:, None] * present_LN)
 
 
-def summed(advantages_LN: np.ndarray, present_LN: np.ndarray, weight_L: np.ndarray):
+def summed(advantages_LN: np.ndarray, present_LN: np.ndarray, weight_L: np.ndarray) -> np.ndarray:
     """sum_l w_l A_l, absent levels as 0 (GiGPO): turns seen by more levels weigh more."""
     return (weight_L[:, None] * present_LN * advantages_LN).sum(0)
 
 
-def nonzero(advantages_LN: np.ndarray, present_LN: np.ndarray, weight_L: np.ndarray):
+def nonzero(advantages_LN: np.ndarray, present_LN: np.ndarray, weight_L: np.ndarray) -> np.ndarray:
     """HGPO's released renormalisation, over levels whose advantage is not 0.
 
     Biased: whether a level counts depends on the own return. For reproduction only.

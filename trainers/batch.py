@@ -77,7 +77,8 @@ def rows_of(episodes: Iterable[Episode], trained: Callable[[Turn], bool] = stude
     """Return a row per segment, in order; turns are numbered through all of them.
 
     Raises:
-        LedgerMismatch: a row's ids or loss mask do not have the hash of the segment.
+        LedgerMismatch: a row's ids or loss mask do not have the hash of the segment, or a segment
+            has no prompt.
     """
     rows, turn_index = [], 0
     for traj, episode in enumerate(episodes):
@@ -89,6 +90,8 @@ def rows_of(episodes: Iterable[Episode], trained: Callable[[Turn], bool] = stude
 
 def _row(segment: Segment, traj: int, first_turn: int, trained: Callable[[Turn], bool]) -> Row:
     prompt = (*segment.inherited_ids, *segment.turns[0].context_ids)
+    if not prompt:
+        raise LedgerMismatch("a segment without a prompt: nothing precedes its first action")
     row = Row(prompt, [], [], [], [], [], traj)
     mask = [0] * len(prompt)
     for i, turn in enumerate(segment.turns):

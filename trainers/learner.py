@@ -60,7 +60,8 @@ class Learner:
         optimizer = torch.optim.AdamW(
             trained, lr=learning_rate, betas=betas, weight_decay=weight_decay
         )
-        self.model, self.optimizer = self.accelerator.prepare(model.train(), optimizer)
+        # Not train(): dropout would make the log-probabilities differ from those of the engine.
+        self.model, self.optimizer = self.accelerator.prepare(model.eval(), optimizer)
         self.scorer = Scorer(self.model, max_len)
         self.learning_rate, self.schedule = learning_rate, schedule
         self.max_grad_norm, self.micro_tokens, self.max_len = max_grad_norm, micro_tokens, max_len

@@ -29,7 +29,7 @@ from turnwise.sandboxes.base import SandboxError
 from turnwise.trainers.batch import rows_of
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.interrupt import Interrupt
-from turnwise.trainers.learner import Learner
+from turnwise.trainers.learner import Learner, TrainingDiverged
 from turnwise.trainers.model import add_lora, load_model, save_model
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe as recipe_named
@@ -149,6 +149,9 @@ def train(
                     break
             folder.checkpoint(done, save)
             save_model(trainee.model, trainee.tokenizer, config.out / "model")
+        except (TooManyLost, TrainingDiverged):
+            folder.checkpoint(done, save)
+            raise
         finally:
             folder.close()
             env.close()

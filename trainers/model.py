@@ -36,17 +36,32 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> tuple[nn.Mod
         ModelNotFound: nothing loadable is there.
         TokenizerMismatch: the tokenizer has more ids than the model has embeddings.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    _require_model(name)
+    tokenizer = load_tokenizer(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelNotFound(f"cannot load a causal model from {name!r}: {reason}") from None
     check_match(model, tokenizer)
     return model, tokenizer
+
+
+def load_tokenizer(name: str) -> Any:
+    """Return the tokenizer of a model's folder or Hugging Face name.
+
+    Raises:
+        ModelNotFound: nothing loadable is there.
+    """
+    from transformers import AutoTokenizer
+
+    _require_model(name)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelNotFound(f"cannot load a tokenizer from {name!r}: {reason}") from None
 
 
 def _require_model(name: str) -> None:

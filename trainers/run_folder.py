@@ -8,15 +8,19 @@ played again is the same, so nothing is lost and nothing is there twice.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from turnwise.agents.record import Position, RecordWriter
 
 KEEP = 2
+_UNWRITTEN = (OSError, RuntimeError, SafetensorError)
+"""What the writers of a checkpoint raise on a full disk; PyTorch's is a RuntimeError."""
 
 
 class RunFolderError(OSError):
@@ -66,12 +70,19 @@ class RunFolder:
                 stale.unlink(missing_ok=True)
             self.records = RecordWriter(records, {"config": config})
             self.metrics = self._metrics_path.open("w")
+            self._mark()
             return
         self.state: dict[str, Any] = json.loads((self.resumed / "progress.json").read_text())
         self.records = RecordWriter.resume(records, Position(**self.state["records"]))
         self.metrics = self._metrics_path.open("r+")
         self.metrics.truncate(self.state["metrics"])
         self.metrics.seek(0, os.SEEK_END)
+        self._mark()
+
+    def _mark(self) -> None:
+        """Remember where a step ends: what a checkpoint refers to, also in the middle of the next."""
+        end = self.records.position().to_json()
+        self._step_end = {"records": end, "metrics": self.metrics.tell()}
 
     def newest(self) -> Path | None:
         """Return the newest whole checkpoint."""
@@ -79,35 +90,34 @@ class RunFolder:
         return found[-1] if found else None
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one line of metrics."""
-        self.metrics.write(json.dumps(row) + "\n")
+        """Append the metrics of a step, which is then over; what is not finite becomes null."""
+        finite = {name: None if _is_nan(value) else value for name, value in row.items()}
+        self.metrics.write(json.dumps(finite, allow_nan=False) + "\n")
         self.metrics.flush()
+        self._mark()
 
     def checkpoint(self, step: int, save: Callable[[Path], None]) -> Path:
         """Write a checkpoint with `save(folder)`, then drop all but the newest few.
 
+        It refers to the end of the last step that was logged. One that exists is left as it is.
+
         Raises:
             RunFolderError: it could not be written; the checkpoints before it are untouched.
         """
-        self.records.sync()
         place = self.checkpoints / f"step-{step:06d}"
+        if place.exists():
+            return place
         beside = self.checkpoints / f".writing-{step:06d}"
         try:
             shutil.rmtree(beside, ignore_errors=True)
             save(beside)
-            progress = {
-                "step": step,
-                "records": self.records.position().to_json(),
-                "metrics": self.metrics.tell(),
-            }
-            (beside / "progress.json").write_text(json.dumps(progress))
-            shutil.rmtree(place, ignore_errors=True)
+            (beside / "progress.json").write_text(json.dumps({"step": step, **self._step_end}))
             beside.rename(place)
-        except OSError as error:
+        except _UNWRITTEN as error:
             shutil.rmtree(beside, ignore_errors=True)
             raise RunFolderError(
-                f"cannot write a checkpoint to {place}: {error.strerror or error}; free some space "
-                "and run again with --resume: nothing before it is lost"
+                f"cannot write a checkpoint to {place}: {error}; free some space and run again "
+                "with --resume: nothing before it is lost"
             ) from None
         for old in sorted(self.checkpoints.glob("step-[0-9]*[0-9]"))[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
@@ -117,4 +127,8 @@ class RunFolder:
         """Close the files. Safe to call twice."""
         self.records.close()
         self.metrics.close()
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 

@@ -33,7 +33,7 @@ class Scorer:
     """
 
     def __init__(self, model: nn.Module, max_len: int) -> None:
-        self.model = model
+        self.model, self.max_len = model, max_len
         self.decoder: Decoder | None = None
         if supported(model):
             decoder = Decoder(model, max_len)
@@ -44,7 +44,11 @@ class Scorer:
                 self.decoder = None
 
     def logprobs(self, packed: Packed) -> Tensor:
-        """Return log_softmax(logits / T) of every trained token, float32 [M], nats."""
+        """Return log_softmax(logits / T) of every trained token, float32 [M], nats.
+
+        Raises:
+            ValueError: a row is longer than `max_len`.
+        """
         return self._chosen(packed, self._logits(packed))
 
     def logprobs_and_entropy(self, packed: Packed) -> tuple[Tensor, Tensor]:
@@ -56,6 +60,12 @@ class Scorer:
         return self._chosen(packed, logits_MV), entropy_M
 
     def _logits(self, packed: Packed) -> Tensor:
+        longest = max(len(row.prompt) + len(row) for row in packed.rows)
+        if longest > self.max_len:
+            raise ValueError(
+                f"a row of {longest} tokens is longer than max_len {self.max_len}: raise it, or "
+                f"play with Settings(max_tokens={self.max_len})"
+            )
         if self.decoder is None:
             return self._by_model(packed)
         layout = _Layout(packed)

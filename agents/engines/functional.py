@@ -3,7 +3,7 @@
 The parameters, norms, projections and MLPs stay those of the Hugging Face model (LoRA layers
 included); only the layout of tokens and the place of keys and values are ours. That lets the engine
 keep one KV slot per live episode, and the trainer compute a group's prompt once.
-`prove` compares logits and one gradient with the Hugging Face forward before either relies on it.
+`prove` compares logits and gradients with the Hugging Face forward before either relies on it.
 
 Suffixes: N tokens (any leading shape), D hidden, H heads, K key-value heads, E head size.
 """
@@ -166,8 +166,9 @@ def _gradient_gap(model: nn.Module, ours: Tensor, theirs: Tensor) -> float:
     probes = [p for p in model.parameters() if p.requires_grad][:2]
     if not probes:
         return 0.0
-    pairs = zip(*(torch.autograd.grad(z.square().mean(), probes) for z in (ours, theirs)))
-    return max(((a - b).norm() / b.norm().clamp(min=1e-12)).item() for a, b in pairs)
+    a, b = (torch.autograd.grad(z.square().mean(), probes) for z in (ours, theirs))
+    gaps = ((x - y).norm() / y.norm().clamp(min=1e-12) for x, y in zip(a, b, strict=True))
+    return max(gap.item() for gap in gaps)
 
 
 def _norm(x: Tensor, module: nn.Module) -> Tensor:

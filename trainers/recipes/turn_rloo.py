@@ -7,7 +7,8 @@
 
 RLOO (arXiv:2402.14740) with the levels of GiGPO (arXiv:2505.10978) and HGPO (arXiv:2602.22817).
 A level counts where its group holds at least two distinct trajectories, which the own action cannot
-influence; the estimate is therefore unbiased for gamma = 1 (tests/test_unbiased.py).
+influence; the estimate is therefore unbiased for gamma = 1 (tests/test_unbiased.py). The token mean
+then divides the whole batch by one number, its count of tokens: a scale, but a random one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def turn_rloo(
     return Recipe(
         name="turn_rloo",
         source="RLOO arXiv:2402.14740 at the levels of arXiv:2505.10978 and arXiv:2602.22817",
-        status="Unbiased. No division by a standard deviation.",
+        status="Unbiased credit; no division by a standard deviation.",
         credit=by_levels(
             Level(returns=outcome, once=True), Level(returns=to_go, keys=anchor), *pasts
         ),

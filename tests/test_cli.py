@@ -1,0 +1,293 @@
+"""The command: exit codes, one clear line per mistake, JSON for programs, help that shows how."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from fakes import Guess
+from turnwise.cli.main import VERBS, main
+from turnwise.cli.options import parse
+from turnwise.envs.tools import reward
+from turnwise.sandboxes.base import NoSafeSandbox
+
+OK, USAGE, FAILED, DIVERGED, INFRASTRUCTURE = range(5)
+
+
+class Generous(Guess):
+    """Pays for nothing."""
+
+    @reward(weight=1.0)
+    def solved(self, episode) -> float:
+        return 1.0
+
+
+class Fickle(Guess):
+    """Says what `voice` says."""
+
+    voice = "higher"
+
+    def _shown(self, result):
+        return self.voice if result == "higher" else super()._shown(result)
+
+
+class Homeless(Guess):
+    """Needs a sandbox where there is none."""
+
+    def reset(self, *, seed=None, options=None):
+        raise NoSafeSandbox("bwrap is missing; run `apt-get install bubblewrap`")
+
+
+class Buggy(Guess):
+    """Has a bug."""
+
+    def tasks(self, split):
+        return {}["nothing"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TURNWISE_DEBUG", raising=False)
+
+
+@pytest.fixture
+def turnwise(capsys):
+    """Run a command line; return (exit code, stdout, stderr)."""
+
+    def run(line: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(shlex.split(line))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def record(turnwise, env: str = "fakes:Guess", more: str = "") -> Path:
+    path = Path("record.jsonl")
+    code, _, err = turnwise(f"eval {env} --tasks 6 --skip-floors --record {path} {more}")
+    assert code == OK, err
+    return path
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_shows_an_example_that_parses(verb, turnwise):
+    code, out, _ = turnwise(f"{verb} --help")
+    assert code == OK
+    example = re.search(r"example:\n +turnwise (.+)", out)
+    assert example, out
+    name, *arguments = shlex.split(example[1])
+    assert name == verb
+    parse(import_module(f"turnwise.cli.{verb}").Options, verb, arguments)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_takes_json_and_explains_its_exit_code(verb):
+    module = import_module(f"turnwise.cli.{verb}")
+    assert "json" in {field.name for field in fields(module.Options)}
+    assert "exit code" in module.run.__doc__
+
+
+def test_the_help_of_the_command_names_every_verb(turnwise):
+    code, out, _ = turnwise("--help")
+    assert code == OK
+    assert all(f"\n  {verb} " in out for verb in VERBS)
+    assert turnwise("")[0] == USAGE
+
+
+MISTAKES = {
+    "lsit": "did you mean 'list'?",
+    "list --tag babyia": "did you mean 'babyai'?",
+    "list --tagg babyai": "--tag",
+    "info turnwise/FileHint-v1": "did you mean 'turnwise/FileHunt-v1'?",
+    "info nowhere:Env": "no module 'nowhere'",
+    "info fakes:Gues": "did you mean 'Guess'?",
+    "info fakes:Guess --env-kwargs '{'": "must be a JSON object",
+    "info fakes:Guess --env-kwargs '[]'": "must be a JSON object",
+    """info fakes:Guess --env-kwargs '{"max_turn": 1}'""": "did you mean 'max_turns'?",
+    "check": "ENV",
+    "check fakes:Guess --concurrency many": "'many'",
+    "check fakes:Guess --concurrency 1": "concurrency >= 2",
+    "eval fakes:Guess --split tset": "did you mean 'test'?",
+    "eval fakes:Guess --tasks 51": "has 50 tasks",
+    "eval fakes:Guess --tasks 0": "has 50 tasks",
+    "eval fakes:Guess --policy ./nowhere": "no model in folder './nowhere'",
+    "eval fakes:Guess --by depth": "no field 'depth'",
+    "eval fakes:Guess --record /proc/no/record.jsonl": "folder that you may write",
+    "replay nowhere.jsonl": "No such file",
+    "replay .": "no episodes.jsonl",
+    "view nowhere.jsonl": "No such file",
+    "recipes turn_rlo": "did you mean 'turn_rloo'?",
+    "train --recipe turn_rlo": "did you mean 'turn_rloo'?",
+    "train --model ./nowhere": "no model in folder './nowhere'",
+    "train --env nowhere:Env": "no module 'nowhere'",
+    "train --group-size 1": "group_size must be at least 2",
+    "train --env-kwargs '[]'": "must be a JSON object",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_answered_with_one_line_that_says_what_to_do(line, turnwise):
+    code, out, err = turnwise(line)
+    assert (code, out) == (USAGE, "")
+    assert err.startswith("turnwise")
+    assert err.count("\n") == 1
+    assert MISTAKES[line] in err
+
+
+def test_a_bug_is_one_line_too_until_debug_shows_where(turnwise, monkeypatch):
+    code, _, err = turnwise("info test_cli:Buggy")
+    assert code == USAGE
+    assert err == "turnwise info: unexpected KeyError: 'nothing'; add --debug to see where\n"
+    with pytest.raises(KeyError):
+        main(["info", "test_cli:Buggy", "--debug"])
+    monkeypatch.setenv("TURNWISE_DEBUG", "1")
+    with pytest.raises(KeyError):
+        main(["info", "test_cli:Buggy"])
+
+
+def test_list_info_and_recipes_print_json(turnwise):
+    listed = json.loads(turnwise("list --json")[1])["envs"]
+    assert "turnwise/FileHunt-v1" in [env["id"] for env in listed]
+    assert all(env["splits"] for env in listed)
+    facts = json.loads(turnwise("info fakes:Guess --json --turns 2")[1])
+    assert (
+        facts["summary"] == "Guess a number; `look` compares, `submit` ends. Solved by bisection."
+    )
+    assert [tool["signature"] for tool in facts["example"]["tools"]][0] == "look(number: int)"
+    assert len(facts["example"]["turns"]) == 2
+    recipes = json.loads(turnwise("recipes --json")[1])["recipes"]
+    assert recipes[0]["name"] == "turn_rloo"
+    assert "ppo(low=0.2, high=0.28)" in recipes[0]["pieces"].values()
+
+
+def test_tables_show_what_the_json_says(turnwise):
+    assert "turnwise/FileHunt-v1" in turnwise("list")[1]
+    shown = turnwise("info fakes:Guess")[1]
+    assert "look(number: int)" in shown
+    assert "Café: guess my number" in shown
+    assert "turn-RLOO" in turnwise("recipes turn_rloo")[1]
+
+
+def test_check_exits_2_and_says_how_to_mend_when_a_law_is_broken(turnwise):
+    code, out, _ = turnwise("check fakes:Guess --seeds 4 --concurrency 2 --json")
+    assert (code, json.loads(out)["ok"]) == (OK, True)
+    code, out, _ = turnwise("check test_cli:Generous --seeds 4 --concurrency 2")
+    assert code == FAILED
+    assert "mend" in out
+    code, out, _ = turnwise("check test_cli:Generous --seeds 4 --concurrency 2 --json")
+    assert (code, json.loads(out)["ok"]) == (FAILED, False)
+
+
+def test_eval_shows_the_score_beside_its_floors_and_exits_2_below_the_one_asked_for(turnwise):
+    code, out, _ = turnwise("eval fakes:Guess --tasks 20 --floor 0.9 --json")
+    report = json.loads(out)
+    assert (code, report["passed"], report["success"]["value"]) == (OK, True, 1.0)
+    assert set(report["floors"]) == {"noop", "random"}
+    code, out, _ = turnwise("eval fakes:Guess --tasks 20 --policy noop --floor 0.1")
+    assert code == FAILED
+    assert "floor 0.1 missed" in out
+
+
+def test_the_same_eval_again_plays_nothing(turnwise):
+    path = record(turnwise)
+    before = path.read_bytes()
+    assert record(turnwise) == path
+    assert path.read_bytes() == before
+    code, _, err = turnwise(f"eval fakes:Guess --tasks 6 --skip-floors --record {path} --seed 1")
+    assert code == USAGE
+    assert "another evaluation's" in err
+
+
+def test_replay_exits_3_where_the_environment_no_longer_does_what_was_recorded(
+    turnwise, monkeypatch
+):
+    path = record(turnwise, "test_cli:Fickle")
+    code, out, _ = turnwise(f"replay {path} --json")
+    assert (code, json.loads(out)["diverged"]) == (OK, 0)
+    monkeypatch.setattr(Fickle, "voice", "more")
+    code, out, _ = turnwise(f"replay {path}")
+    assert code == DIVERGED
+    assert "was 'higher', is now 'more'" in out
+    assert turnwise(f"replay {path} --mode rescore")[0] == OK  # the rewards are the same
+    monkeypatch.setattr(Fickle, "solved", Generous.solved)
+    code, out, _ = turnwise(f"replay {path} --mode view --episode 0.0")
+    assert (code, "higher" in out or "lower" in out) == (OK, True)
+
+
+def test_replay_names_the_nearest_episode_and_passes_over_solved_ones(turnwise):
+    path = record(turnwise)
+    assert "did you mean" in turnwise(f"replay {path} --episode 0.7")[2]
+    assert json.loads(turnwise(f"replay {path} --failed --json")[1])["episodes"] == 0
+
+
+def test_a_changed_and_a_newer_record_are_refused_with_the_line_at_fault(turnwise):
+    path = record(turnwise)
+    text = path.read_text()
+    path.write_text(text.replace("lower", "LOWER"))
+    code, _, err = turnwise(f"replay {path}")
+    assert code == USAGE
+    assert re.search(r"line \d+: changed after it was written", err)
+    path.write_text(text.replace("turnwise.episode/1", "turnwise.episode/99", 1))
+    assert "pip install -U turnwise" in turnwise(f"replay {path}")[2]
+
+
+def test_view_writes_a_page(turnwise):
+    path = record(turnwise)
+    code, out, _ = turnwise(f"view {path} -o page.html --replay --most 4 --json")
+    facts = json.loads(out)
+    assert (code, facts["shown"], facts["success"]["value"]) == (OK, 4, 1.0)
+    assert Path("page.html").read_text().count('"replay":"exact"') == 4
+
+
+def test_what_the_machine_cannot_do_exits_4(turnwise, monkeypatch):
+    code, _, err = turnwise("check test_cli:Homeless")
+    assert (code, "apt-get install bubblewrap" in err) == (INFRASTRUCTURE, True)
+    code, out, _ = turnwise("eval test_cli:Homeless --tasks 2 --skip-floors")
+    assert (code, "apt-get install bubblewrap" in out) == (INFRASTRUCTURE, True)
+    code, out, _ = turnwise("info test_cli:Homeless")  # the rest is still worth knowing
+    assert (code, "apt-get install bubblewrap" in out) == (OK, True)
+    monkeypatch.setattr("turnwise.sandboxes.open.BACKENDS", {})
+    code, out, _ = turnwise("doctor --json")
+    assert (code, json.loads(out)["safe_sandbox"]) == (INFRASTRUCTURE, False)
+
+
+def test_doctor_gives_a_command_for_every_extra_that_is_missing(turnwise, monkeypatch):
+    monkeypatch.setattr("turnwise.sandboxes.open.BACKENDS", {})
+    monkeypatch.setattr("turnwise.cli.doctor.missing", lambda extra: ["one", "two"])
+    signs = json.loads(turnwise("doctor --json")[1])["signs"]
+    mended = {sign["name"]: sign["mend"] for sign in signs if sign["mend"]}
+    assert mended["extra babyai"] == "pip install 'turnwise[babyai]'"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A folder with a small random model that can read `Guess`."""
+    from turnwise.trainers.model import save_model, tiny_from_env
+
+    model, tokenizer = tiny_from_env(Guess, tasks=8, hidden=32, layers=1, head_dim=16, ffn=32)
+    return save_model(model, tokenizer, tmp_path_factory.mktemp("model"))
+
+
+def test_a_model_is_trained_measured_replayed_and_viewed_from_the_command_line(tiny, turnwise):
+    size = "--tasks-per-step 2 --group-size 2 --max-new-tokens 4"
+    code, out, _ = turnwise(
+        f"train --env fakes:Guess --model {tiny} --steps 2 {size} --out run --json"
+    )
+    assert code == OK
+    assert [json.loads(line)["step"] for line in out.splitlines()] == [1, 2]
+    again = f"train --env fakes:Guess --model {tiny} --steps 2 {size} --out run"
+    assert "--resume" in turnwise(again)[2]
+    code, out, _ = turnwise(f"{again} --resume")
+    assert (code, "turnwise eval fakes:Guess --policy run/model" in out) == (OK, True)
+
+    path = record(turnwise, more="--policy run/model --max-new-tokens 4")
+    assert turnwise(f"replay {path} --mode tokens --model run/model")[0] == OK
+    assert turnwise("replay run")[0] == OK
+    assert turnwise("view run -o page.html --model run/model")[0] == OK

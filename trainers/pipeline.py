@@ -1,0 +1,186 @@
+"""Demonstrations -> SFT -> turn-level RL, measured before and after: the stages of a small run.
+
+Each function is one stage and leaves its result in the run folder. `scripts/demo.py` and
+`scripts/train_babyai.py` string them together; copy one of those for your own environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from torch import nn
+
+from turnwise.agents.engines.embedded import EmbeddedEngine
+from turnwise.agents.evaluate import evaluate
+from turnwise.agents.policy import LLMPolicy
+from turnwise.agents.record import read_records
+from turnwise.agents.renderer import Renderer
+from turnwise.agents.replay import Divergence, execute
+from turnwise.agents.rollout import Settings, jobs_for, play
+from turnwise.agents.score import Report
+from turnwise.envs.base import Env
+from turnwise.envs.types import Episode, Task
+from turnwise.trainers.learner import Learner
+from turnwise.trainers.sft import demonstrations, imitate
+
+MakeEnv = Callable[[], Env]
+
+
+@dataclass
+class Clock:
+    """Wall seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to `name`."""
+        start = monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + monotonic() - start, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """How a model is brought to where RL can begin."""
+
+    demos: int = 3000
+    """Expert episodes."""
+    noise: float = 0.05
+    steps: int = 500
+    batch: int = 16
+    learning_rate: float = 6e-3
+    target: float = 0.4
+    """Stop at this success on `check_tasks`; a step count alone ends anywhere between 0 and 1."""
+    check_every: int = 25
+    check_tasks: int = 150
+    max_tokens: int = 1024
+    max_new_tokens: int = 16
+
+
+def warm_up(
+    model: nn.Module,
+    tokenizer: Any,
+    make_env: MakeEnv,
+    plan: WarmUp,
+    *,
+    seed: int,
+    first_task: int = 0,
+    watch: Callable[[dict[str, float]], None] = lambda row: None,
+) -> dict[str, float]:
+    """Fine-tune `model` in place on demonstrations until it solves `target` of the dev tasks.
+
+    Returns:
+        The last row of metrics: steps taken, loss and success on dev tasks at T = 1.
+    """
+    env = make_env()
+    renderer = Renderer(tokenizer)
+    tasks = env.tasks("train")[first_task : first_task + plan.demos]
+    settings = Settings(concurrency=64, max_tokens=plan.max_tokens)
+    shown = demonstrations(
+        make_env, tasks, renderer, seed=seed, noise=plan.noise, settings=settings
+    )
+    learner = Learner(
+        model,
+        learning_rate=plan.learning_rate,
+        schedule=lambda step: min(1.0, (step + 1) / 20),
+        weight_decay=0.01,
+        max_len=plan.max_tokens,
+    )
+    dev = env.tasks("dev")[: plan.check_tasks]
+    last: dict[str, float] = {}
+
+    def enough(step: int) -> bool:
+        if step % plan.check_every:
+            return False
+        last["success"] = success_rate(learner.model, renderer, make_env, dev, plan, seed)
+        return last["success"] >= plan.target
+
+    steps = imitate(learner, shown, steps=plan.steps, batch=plan.batch, seed=seed, enough=enough)
+    for row in steps:
+        last |= row
+        watch(dict(last))
+    env.close()
+    return last
+
+
+def success_rate(
+    model: nn.Module,
+    renderer: Renderer,
+    make_env: MakeEnv,
+    tasks: Sequence[Task],
+    plan: WarmUp,
+    seed: int,
+) -> float:
+    """Return the success at T = 1 on `tasks`, one attempt each, nothing recorded."""
+    policy = policy_of(model, renderer, 1.0, plan.max_tokens, plan.max_new_tokens)
+    jobs = jobs_for(tasks, run_seed=seed, split="dev")
+    settings = Settings(concurrency=128, max_tokens=plan.max_tokens)
+    episodes = [e for e in play(jobs, make_env, policy, settings) if e.outcome.trainable]
+    return sum(e.success for e in episodes) / max(len(episodes), 1)
+
+
+def policy_of(
+    model: nn.Module, renderer: Renderer, temperature: float, max_tokens: int, max_new_tokens: int
+) -> LLMPolicy:
+    """Return a policy that plays `model` on an engine of its own."""
+    engine = EmbeddedEngine(model, slots=128, max_len=max_tokens)
+    return LLMPolicy(engine, renderer, temperature=temperature, max_new_tokens=max_new_tokens)
+
+
+def measure(
+    model: nn.Module,
+    tokenizer: Any,
+    make_env: MakeEnv,
+    tasks: Sequence[Task],
+    path: Path,
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    by: Sequence[str] = (),
+    floors: bool = False,
+    max_tokens: int = 1024,
+    max_new_tokens: int = 16,
+) -> Report:
+    """Evaluate on held-out tasks; the episodes go to `path`."""
+    policy = policy_of(model, Renderer(tokenizer), temperature, max_tokens, max_new_tokens)
+    return evaluate(
+        make_env,
+        tasks,
+        policy,
+        Settings(concurrency=128, max_tokens=max_tokens),
+        record_path=path,
+        run_seed=seed,
+        split="test",
+        by=by,
+        floors=None if floors else {},
+        info={"temperature": temperature},
+    )
+
+
+def replay_all(paths: Sequence[Path]) -> list[tuple[Path, Episode, Divergence | None]]:
+    """Re-execute every episode of the records and return each with its first divergence."""
+    return [
+        (path, row.episode, execute(row.episode)) for path in paths for row in read_records(path)
+    ]
+
+
+def summary_of(report: Report) -> dict[str, Any]:
+    """Return the part of a report that a summary file holds."""
+    whole = report.to_json()
+    kept = ("success", "reward", "by", "outcomes", "episodes", "masked", "turns")
+    floors = {name: floor.success.to_json() for name, floor in report.floors.items()}
+    return {name: whole[name] for name in kept} | {"floors": floors}
+
+
+def plan_to_json(plan: Any) -> dict[str, Any]:
+    """Return a frozen plan as JSON values."""
+    return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(plan).items()}
