@@ -74,9 +74,10 @@ class Codec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; control tokens by name, bytes that are no text as U+FFFD."""
-        return self._tokenizer.decode(
+        text: str = self._tokenizer.decode(
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
+        return text
 
     def _plain_encoder(self, added: dict[str, Any]) -> Callable[[str], list[int]]:
         """Return the encoder of text in which no control token can occur."""
@@ -139,9 +140,9 @@ def _without_added(tokenizer: Any) -> Callable[[str], list[int]]:
 
     def encode(run: str) -> list[int]:
         try:
-            return bare(run, add_special_tokens=False).ids
+            ids: list[int] = bare(run, add_special_tokens=False).ids
         except TypeError:  # lone surrogates, as in a file name that is not UTF-8
-            run = _SURROGATE.sub("\ufffd", run)
-            return bare(run, add_special_tokens=False).ids
+            ids = bare(_SURROGATE.sub("\ufffd", run), add_special_tokens=False).ids
+        return ids
 
     return encode

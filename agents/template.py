@@ -40,12 +40,13 @@ class Template:
         """
         fitted = _fit(messages, self.roles)
         try:
-            return self._tokenizer.apply_chat_template(
+            text: str = self._tokenizer.apply_chat_template(
                 fitted, tools=tools, add_generation_prompt=prompt, tokenize=False, **self._variables
             )
         except Exception as error:  # a template is a program: it raises what it likes
             roles = [message["role"] for message in fitted]
             raise TemplateError(f"the chat template cannot render {roles}: {error}") from error
+        return text
 
     def suffix(self, messages: Sequence[Message], *, prompt: bool = True) -> str:
         """Return what the template puts behind an action, from its closing token on.

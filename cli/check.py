@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from rich.text import Text
+from tyro.conf import Positional, arg
+
 from turnwise.cli.display import console, print_json, table, title, verdict
 from turnwise.cli.failures import FAILED
 from turnwise.cli.options import json_object
 from turnwise.envs.check import Check, Report, check_env
-from tyro.conf import Positional, arg
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
 from turnwise.agents.transcript import printable
 
 OK, BAD, NONE = "✓", "✗", "–"

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.text import Text
+
 from turnwise.cli.display import console, print_json, table, verdict
 from turnwise.cli.extras import extras, installed, missing
 from turnwise.cli.failures import INFRASTRUCTURE

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 from rich.console import Console
 from rich.text import Text
+from tyro.conf import Positional, arg
+
 from turnwise.agents.evaluate import FLOORS, evaluate
 from turnwise.agents.rollout import Settings
 from turnwise.agents.score import Report
@@ -23,7 +25,6 @@ from turnwise.cli.policies import SCRIPTED, Player, language_model, scripted
 from turnwise.cli.scores import score_rows, scores
 from turnwise.envs.registry import make
 from turnwise.envs.types import Episode, Task
-from tyro.conf import Positional, arg
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Options:
     """JSON object passed to the environment."""
     split: str = "test"
     tasks: int = 100
-    """How many tasks."""
+    """How many tasks, or all that there are."""
     first_task: int = 0
     """Index of the first one."""
     replicas: int = 1
@@ -121,19 +122,19 @@ def run(options: Options) -> int:
             retry_masked=options.retry_masked,
             watch=watch,
         )
-    return _conclude(options, report, tally)
+    return _conclude(options, report, len(tasks), tally)
 
 
 def _tasks(make_env: Any, options: Options) -> Sequence[Task]:
     with closing(make_env()) as env:
         there = env.tasks(env.known_split(options.split))
-    end = options.first_task + options.tasks
-    if not 0 <= options.first_task < end <= len(there):
+    first, end = options.first_task, min(options.first_task + options.tasks, len(there))
+    if not 0 <= first < end:
         raise UsageError(
             f"split {options.split!r} has {len(there)} tasks, asked for {options.tasks} from "
-            f"{options.first_task} on"
+            f"number {first} on"
         )
-    return there[options.first_task : end]
+    return there[first:end]
 
 
 def _player(options: Options) -> Player:
@@ -158,7 +159,7 @@ def _depth(tasks: Sequence[Task]) -> tuple[str, ...]:
     return ("depth",) if "depth" in tasks[0].to_json() else ()
 
 
-def _conclude(options: Options, report: Report, tally: Tally) -> int:
+def _conclude(options: Options, report: Report, tasks: int, tally: Tally) -> int:
     value, wanted = report.success.value, options.floor
     passed = wanted is None or value >= wanted
     lost = report.masked == report.episodes
@@ -166,6 +167,7 @@ def _conclude(options: Options, report: Report, tally: Tally) -> int:
         facts = {"env": options.env, "policy": options.policy, "floor": wanted, "passed": passed}
         print_json({**facts, **report.to_json(), "lost": dict(tally.lost)})
     else:
+        console().print(title(options.env, f"{options.policy} · {tasks} tasks of {options.split}"))
         _show(console(), options, report, tally)
     if lost:
         return INFRASTRUCTURE
@@ -173,7 +175,6 @@ def _conclude(options: Options, report: Report, tally: Tally) -> int:
 
 
 def _show(out: Console, options: Options, report: Report, tally: Tally) -> None:
-    out.print(title(options.env, f"{options.policy} · {options.tasks} tasks of {options.split}"))
     out.print(scores("", [("policy", report.success), *_floors(report)]))
     for rows in score_rows(report):
         out.print()

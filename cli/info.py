@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 from rich.console import Console
 from rich.text import Text
+from tyro.conf import Positional, arg
+
 from turnwise.cli.display import console, print_json, say, table, title
 from turnwise.cli.options import json_object
 from turnwise.envs.base import Env
 from turnwise.envs.registry import make, spec
 from turnwise.sandboxes.base import SandboxError
-from tyro.conf import Positional, arg
 
 KINDS = {
     **{"string": "str", "integer": "int", "number": "float", "boolean": "bool"},

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.text import Text
+
 from turnwise.cli.display import NONE, console, print_json, table, verdict
 from turnwise.cli.extras import missing, needed
 from turnwise.envs.names import UnknownName, hint

@@ -36,6 +36,7 @@ def language_model(
         ValueError: the model takes fewer than `max_tokens` tokens.
     """
     import torch
+
     from turnwise.agents.engines.embedded import EmbeddedEngine
     from turnwise.agents.policy import LLMPolicy
     from turnwise.agents.renderer import Renderer

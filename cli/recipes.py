@@ -9,8 +9,9 @@ from functools import partial
 from typing import Annotated, Any
 
 from rich.text import Text
-from turnwise.cli.display import console, print_json, table, title
 from tyro.conf import Positional, arg
+
+from turnwise.cli.display import console, print_json, table, title
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from rich.text import Text
+from tyro.conf import Positional, arg
+
 from turnwise.agents import replay
 from turnwise.agents.episode_json import TaskChanged
 from turnwise.cli.display import console, print_json, table, verdict
@@ -15,7 +17,6 @@ from turnwise.cli.failures import DIVERGED
 from turnwise.cli.options import UsageError
 from turnwise.cli.records import episodes_of
 from turnwise.envs.types import Episode
-from tyro.conf import Positional, arg
 
 
 @dataclass(frozen=True)

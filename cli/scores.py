@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 from rich.text import Text
+
 from turnwise.agents.score import Report
 from turnwise.agents.statistics import Interval
 from turnwise.cli.display import NONE, table

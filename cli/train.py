@@ -6,9 +6,11 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
 from rich.text import Text
+
 from turnwise.cli.display import console, finite
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.progress import Progress
@@ -56,9 +58,10 @@ def _print_lines(rows: Iterator[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _show(rows: Iterator[dict[str, Any]], config: TrainConfig) -> dict[str, Any]:
-    last: dict[str, Any] = {}
+    with console(stderr=True).status("first step"):  # what is wrong with the config shows here
+        last = next(rows, {})
     with Progress(console(), f"{config.recipe} on {config.env}") as progress:
-        for row in rows:
+        for row in chain([last] if last else [], rows):
             last = progress.show(row, total=config.steps)
     return last
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rich.text import Text
+from tyro.conf import Positional, arg
+
 from turnwise.agents.record import read_header
 from turnwise.agents.replay import execute
 from turnwise.agents.score import Report, summarise
@@ -16,7 +18,6 @@ from turnwise.cli.display import console, print_json
 from turnwise.cli.policies import decoder
 from turnwise.cli.records import episodes_of, metrics_of, record_file
 from turnwise.envs.types import Episode
-from tyro.conf import Positional, arg
 
 CURVES = ("success", "reward", "turns", "action_tokens", "entropy", "loss")
 

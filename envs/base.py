@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 
 import gymnasium
 from gymnasium.error import ResetNeeded
+
 from turnwise.envs import types
 from turnwise.envs.names import UnknownName, hint
 from turnwise.envs.seeds import derive

@@ -6,7 +6,8 @@ The tree is written into a sandbox and the tools read it there, through the syst
 box's own kernel process. The agent runs no code of its own, so environments of one process share
 one box, and attempts at the same task share one read-only tree.
 
-Rewards: 0.5 / depth for each clue reached in order, and 0.5 for submitting the right code.
+Rewards: the same share for each clue reached in order and for the right code, so that a right move
+is worth the same in a short hunt and in a long one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from turnwise.envs.tool_env import EpisodeView, ToolEnv
 from turnwise.envs.tools import ToolFailed, metric, reward, tool
 from turnwise.envs.types import Task, digest
 
+MAX_DEPTH = 16
+SHARE = 1 / (MAX_DEPTH + 1)
+"""Of the reward, for one clue or the code: the longest hunt pays 1."""
 SIZES = {"train": 1_000_000, "dev": 10_000, "test": 10_000}
 
 
@@ -140,13 +144,13 @@ class FileHunt(ToolEnv):
         self._submitted = code
         return "done"
 
-    @reward(weight=0.5, turn=True)
+    @reward(weight=SHARE, turn=True)
     def progress(self, episode: EpisodeView) -> float:
-        """Pay 1 / depth for each clue that was reached in order by this turn."""
+        """Pay for each clue that was reached in order by this turn."""
         newly, self._paid = self.reached - self._paid, self.reached
-        return newly / len(self.world.hops)
+        return float(newly)
 
-    @reward(weight=0.5)
+    @reward(weight=SHARE)
     def solved(self, episode: EpisodeView) -> float:
         """Pay for the right code, whoever told it."""
         return float(self._submitted == self.world.code)
@@ -223,8 +227,8 @@ def task_world(task: Hunt) -> World:
 
 def _depths(depth: int | Sequence[int]) -> tuple[int, int]:
     low, high = (depth, depth) if isinstance(depth, int) else (int(depth[0]), int(depth[1]))
-    if not 1 <= low <= high <= 16:
-        raise ValueError(f"depth must lie in 1..16, least before most, got {depth!r}")
+    if not 1 <= low <= high <= MAX_DEPTH:
+        raise ValueError(f"depth must lie in 1..{MAX_DEPTH}, least before most, got {depth!r}")
     return low, high
 
 

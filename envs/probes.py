@@ -20,6 +20,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import env_checker
+
 from turnwise.envs import fuzz
 from turnwise.envs.base import Env
 from turnwise.envs.playing import (

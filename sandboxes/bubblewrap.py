@@ -217,8 +217,8 @@ def _rootfs() -> list[str]:
             argv += ["--symlink", os.readlink(path).lstrip("/"), str(path)]
         elif path.is_dir():
             argv += ["--ro-bind", str(path), str(path)]
-    for path in ("/etc/alternatives", "/etc/ld.so.cache"):
-        argv += ["--ro-bind-try", path, path]
+    for file in ("/etc/alternatives", "/etc/ld.so.cache"):
+        argv += ["--ro-bind-try", file, file]
     return argv
 
 

@@ -93,10 +93,9 @@ def _parents() -> list[tuple[Path, int, tuple[str, ...]]]:
     """(folder to make ours in, cgroup version, controllers it has for us)."""
     own = {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, names, path = line.split(":", 2)
-        for name in names.split(","):
-            own[name] = path
-    found = []
+        _, listed, path = line.split(":", 2)
+        own.update(dict.fromkeys(listed.split(","), path))
+    found: list[tuple[Path, int, tuple[str, ...]]] = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
         kind, mount, options = right.split()[0], Path(left.split()[4]), right.split()[-1].split(",")

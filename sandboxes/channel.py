@@ -205,7 +205,7 @@ class GuestBox:
     def get(self, path: str, *, max_bytes: int | None = None) -> bytes:
         """See `Sandbox.get`."""
         limit = self.spec.limits.file_bytes
-        fields = {"path": path, "max_bytes": min(max_bytes or limit, limit)}
+        fields = {"path": path, "max_bytes": limit if max_bytes is None else min(max_bytes, limit)}
         return self._call("get", fields, b"", self._wall_s)[1]
 
     def close(self) -> None:

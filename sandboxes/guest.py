@@ -84,7 +84,7 @@ class Guest:
         harden()
         self.channel = channel
         self.limits: dict[str, Any] = {"lifetime_s": 60.0}
-        self.deadline = time.monotonic() + self.limits["lifetime_s"]
+        self.deadline: float = time.monotonic() + self.limits["lifetime_s"]
         self.kernels: Kernels | None = None
         self.children = Children(prove=lambda: prove_own_namespace(token))
         self.poll = select.poll()
@@ -171,7 +171,9 @@ class Guest:
             os.write(2, f"{why}\n".encode())
         os._exit(0)
 
-    def hello(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+    def hello(
+        self, header: dict[str, Any], body: bytes | bytearray
+    ) -> tuple[dict[str, Any], bytes]:
         """Take the limits and the environment; the first request and no other."""
         self.limits = header["limits"]
         self.deadline = time.monotonic() + self.limits["lifetime_s"]

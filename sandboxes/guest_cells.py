@@ -167,7 +167,8 @@ def _take(kernel: Kernel, reply: bytes, call: Call) -> int | None:
     """The exit code once `reply` is whole, -1 if it is none of ours, None to read on."""
     if len(reply) < FROM_KERNEL.size:
         return None
-    number, code, out, err = FROM_KERNEL.unpack_from(reply)
+    numbers: tuple[int, int, int, int] = FROM_KERNEL.unpack_from(reply)
+    number, code, out, err = numbers
     if number != kernel.calls or code & ~0xFF or max(out, err) > 2 * INLINE_BYTES:
         return -1
     end = FROM_KERNEL.size + out

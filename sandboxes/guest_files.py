@@ -30,7 +30,8 @@ def put(header: dict[str, Any], data: bytes | bytearray) -> tuple[dict[str, Any]
 
 def get(header: dict[str, Any], body: bytes | bytearray) -> tuple[dict[str, Any], list[bytes]]:
     """Read a regular file of at most `max_bytes`, as a list of pieces."""
-    limit, parts, have = header["max_bytes"], [], 0
+    parts: list[bytes] = []
+    limit, have = header["max_bytes"], 0
     fd = _open(header["path"], os.O_RDONLY, make=False)
     try:
         while have <= limit:

@@ -75,7 +75,8 @@ def look_like_python() -> None:
     site.main()
     sys.path.insert(0, "")
     sys.argv = [""]
-    sys.stdin = sys.__stdin__ = open(0)  # noqa: SIM115
+    stdin = open(0)  # noqa: SIM115
+    vars(sys).update(stdin=stdin, __stdin__=stdin)
 
 
 class Stream(io.RawIOBase):
@@ -128,8 +129,8 @@ class Cells:
 
     def serve(self) -> NoReturn:
         sys.modules["__main__"] = self.main
-        sys.stdout = sys.__stdout__ = self.stdout
-        sys.stderr = sys.__stderr__ = self.stderr
+        vars(sys).update(stdout=self.stdout, __stdout__=self.stdout)
+        vars(sys).update(stderr=self.stderr, __stderr__=self.stderr)
         signal.signal(signal.SIGINT, self.interrupt)
         while True:
             number, code = self.receive()

@@ -70,7 +70,8 @@ class Call:
         self.began = time.monotonic()
         self.limit = self.began + timeout_s
         self.out, self.err = Ring(limits["output_bytes"]), Ring(limits["output_bytes"])
-        self.folders, self.files = (workdir, "/tmp", "/dev/shm"), limits["inodes"]
+        self.folders = (workdir, "/tmp", "/dev/shm")
+        self.files: int = limits["inodes"]
         self.files_before: int | None = None
         self.why = ""
         """Why it had to be ended: "timeout", "files", or "" for not at all."""

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from turnwise.sandboxes.base import Limits, NoSafeSandbox, Sandbox, SandboxError, SandboxSpec
 
-LIMITS = Limits(memory_mb=96, pids=32, disk_mb=4, wall_s=10.0, lifetime_s=60.0)
+# The deadlines are long: a machine that is merely busy must not be found unsafe, nor safe.
+LIMITS = Limits(memory_mb=64, pids=32, disk_mb=4, wall_s=30.0, lifetime_s=180.0)
 OpenBox = Callable[[SandboxSpec], Sandbox]
 
 
@@ -152,12 +153,14 @@ def _much_memory(box: Sandbox) -> str:
     code = """
 import time
 held = []
-for _ in range(24):
-    held.append(bytearray(16 << 20))
-    time.sleep(0.01)
+for _ in range(20):
+    held.append(bytearray(8 << 20))
+    time.sleep(0.005)
 time.sleep(0.5)
 """
     result = box.cell(code, kernel="memory")
+    if result.timed_out:
+        return f"its memory limit could not be tried within {LIMITS.wall_s:.0f} s; try again"
     return "it may use endless memory" if result.exit_code == 0 else ""
 
 

@@ -24,6 +24,7 @@ from turnwise.trainers.loop import train
 from turnwise.trainers.model import load_model, save_model, tiny_from_env
 from turnwise.trainers.pipeline import Clock, WarmUp, measure, replay_all, warm_up
 from turnwise.trainers.progress import Progress, say_before, say_result
+from turnwise.trainers.recipes.turn_rloo import turn_rloo
 from turnwise.trainers.story import write_story
 
 
@@ -41,10 +42,12 @@ class Demo:
     warm_up: WarmUp = field(default_factory=WarmUp)
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=120, learning_rate=1e-3, max_tokens=640, max_new_tokens=12, decay_from=0.6
+            steps=120, learning_rate=2e-3, max_tokens=640, max_new_tokens=12, decay_from=0.6
         )
     )
     rope_theta: float = 100.0
+    gamma: float = 0.5
+    """Discount per turn: in a hunt, a turn's worth shows in the next clue or two."""
 
 
 def main(demo: Demo) -> int:
@@ -90,7 +93,8 @@ def main(demo: Demo) -> int:
         first_task=500_000,
     )
     with clock.stage("turn-level RL"), Progress(console, "learning from its own attempts") as bar:
-        rows = [bar.show(row, total=config.steps) for row in train(config)]
+        credit = turn_rloo(gamma=demo.gamma, history_turns=0)
+        rows = [bar.show(row, total=config.steps) for row in train(config, recipe=credit)]
 
     with clock.stage("evaluation"), Progress(console, "evaluating what RL gave"):
         trained = load_model(str(config.out / "model"))

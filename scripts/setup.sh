@@ -10,7 +10,7 @@ readonly VENV=".venv"
 readonly PY="$VENV/bin/python"
 readonly STAMP="$VENV/turnwise-setup"
 
-say() { printf '\033[2m%s\033[0m\n' "$*" >&2; }
+say() { if [ -t 2 ]; then printf '\033[2m%s\033[0m\n' "$*"; else printf '%s\n' "$*"; fi >&2; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 find_python() {

@@ -17,6 +17,7 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
 from turnwise.agents.engines.base import GenOutput, GenRequest, Sampling
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.trainers.tiny import tiny_model

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from turnwise.envs.types import Episode, Group, Outcome, Segment, Task, Turn
 from turnwise.trainers.advantages import (
     Level,

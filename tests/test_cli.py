@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fakes import Guess
+
 from turnwise.cli.main import VERBS, main
 from turnwise.cli.options import parse
 from turnwise.envs.tools import reward
@@ -115,7 +116,7 @@ MISTAKES = {
     "check fakes:Guess --concurrency many": "'many'",
     "check fakes:Guess --concurrency 1": "concurrency >= 2",
     "eval fakes:Guess --split tset": "did you mean 'test'?",
-    "eval fakes:Guess --tasks 51": "has 50 tasks",
+    "eval fakes:Guess --first-task 50": "has 50 tasks",
     "eval fakes:Guess --tasks 0": "has 50 tasks",
     "eval fakes:Guess --policy ./nowhere": "no model in folder './nowhere'",
     "eval fakes:Guess --by depth": "no field 'depth'",
@@ -157,10 +158,8 @@ def test_list_info_and_recipes_print_json(turnwise):
     assert "turnwise/FileHunt-v1" in [env["id"] for env in listed]
     assert all(env["splits"] for env in listed)
     facts = json.loads(turnwise("info fakes:Guess --json --turns 2")[1])
-    assert (
-        facts["summary"] == "Guess a number; `look` compares, `submit` ends. Solved by bisection."
-    )
-    assert [tool["signature"] for tool in facts["example"]["tools"]][0] == "look(number: int)"
+    assert facts["summary"].startswith("Guess a number")
+    assert facts["example"]["tools"][0]["signature"] == "look(number: int)"
     assert len(facts["example"]["turns"]) == 2
     recipes = json.loads(turnwise("recipes --json")[1])["recipes"]
     assert recipes[0]["name"] == "turn_rloo"

@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 from fakes import Guess
+
 from turnwise.agents.drift import Drift, _classify, tokens
 from turnwise.agents.policy import ScriptedPolicy, expert
 from turnwise.agents.renderer import Renderer

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import VOCAB, converse, largest_gap, naive_logprobs, nudge, other, qwen3
+
 from turnwise.agents.engines import functional
 from turnwise.agents.engines.base import (
     Engine,

@@ -4,8 +4,9 @@ import json
 import shlex
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
+
 from turnwise.envs.actions import COMMAND, FORMATS, HERMES, ToolCall
 from turnwise.envs.command import word
 from turnwise.envs.fuzz import MALFORMED
@@ -88,6 +89,9 @@ def test_what_a_sampler_may_produce_never_runs_with_made_up_arguments(text):
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\n"), max_size=40))
+@example(r"""say "a \" b \\ c \d" 'e \' \f "" '' g"h"'i' j""")
+@example('say "a')
+@example("say a\\")
 def test_a_command_line_is_split_as_shlex_splits_it(line):
     try:
         expected = shlex.split(line)
@@ -121,6 +125,7 @@ def test_an_error_points_at_the_line_and_column_of_the_fault():
         ('{"name": "cat", "arguments": {"a": -1e999}}', "-1e999 is not finite"),
         ('{"name": "cat", "arguments": {"a": "\\udc00"}}', "no partner"),
         ('{"name": "cat", "arguments": {"a": ' + "[" * 40 + "]" * 40 + "}}", "nested deeper"),
+        ('{"name": "cat", "arguments": {"a": ' + '["x", ' * 40 + "1" + "]" * 40 + "}}", "nested"),
         ('{"name": "cat", "arguments": {"a": ' + "9" * 9000 + "}}", "4300 digits"),
         ('{"name": "cat", "arguments": {}} extra', "expected </tool_call>"),
         ("[]", "expected an object"),

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from fakes import Guess, Parrot, Secret
+
 from turnwise.envs.base import TextEnv
 from turnwise.envs.check import check_env
 from turnwise.envs.extras import MissingExtra

@@ -6,8 +6,9 @@ import textwrap
 from importlib.metadata import EntryPoint
 
 import pytest
-import turnwise.envs as envs
 from fakes import Guess
+
+import turnwise.envs as envs
 from turnwise.envs import registry
 
 

@@ -3,6 +3,7 @@
 import gymnasium
 from hypothesis import given
 from hypothesis import strategies as st
+
 from turnwise.envs.spaces import Unicode
 
 

@@ -4,6 +4,7 @@ import gymnasium
 import pytest
 from fakes import Guess, Parrot
 from gymnasium.error import ResetNeeded
+
 from turnwise.envs.names import UnknownName
 from turnwise.envs.tool_env import CODES, ToolEnv
 from turnwise.envs.tools import ToolFailed, reward, tool

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from turnwise.envs.actions import FORMATS
 from turnwise.envs.schema import BadArgs, kind_of
 from turnwise.envs.signatures import ToolSchemaError, make_tool

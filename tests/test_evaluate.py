@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from fakes import Guess
+
 from turnwise.agents.evaluate import FLOORS, evaluate
 from turnwise.agents.policy import ScriptedPolicy, expert, noop
 from turnwise.agents.record import RecordError, read_header, read_records, verify

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from turnwise.agents.ledger import ContextFull, Ledger, LedgerError
 from turnwise.envs.types import Segment
 
@@ -26,6 +27,7 @@ def play(ledger: Ledger, steps: list[tuple[str, list[int], list[int]]]) -> None:
 
 
 @given(tokens, steps)
+@settings(deadline=None)
 def test_the_segments_hold_every_token_and_only_actions_are_trained_on(prompt, steps):
     ledger = Ledger()
     ledger.start(prompt)
@@ -39,6 +41,7 @@ def test_the_segments_hold_every_token_and_only_actions_are_trained_on(prompt, s
 
 
 @given(tokens, steps)
+@settings(deadline=None)
 def test_what_was_written_stays_where_it_is(prompt, steps):
     ledger, before = Ledger(), []
     ledger.start(prompt)

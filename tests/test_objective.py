@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+
 from turnwise.trainers.objective import TokenBatch, cross_entropy, merge, objective
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe, recipes

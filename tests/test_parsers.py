@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
+
 from turnwise.agents.parsers import parse
 from turnwise.agents.renderer import Renderer
 from turnwise.envs.actions import COMMAND, HERMES
@@ -33,6 +34,7 @@ def spelled(text: str) -> list[int]:
 
 @pytest.mark.parametrize("kind", RENDERERS)
 @given(args=arguments, said=st.text(st.characters(codec="utf-8", exclude_characters="<")))
+@settings(deadline=None)
 def test_a_rendered_call_is_read_back(kind: str, args: dict[str, Any], said: str):
     ids = RENDERERS[kind].action_ids(said + HERMES.render("cat", args))
     (call,) = parse(ids, RENDERERS[kind], HERMES).calls
@@ -41,6 +43,7 @@ def test_a_rendered_call_is_read_back(kind: str, args: dict[str, Any], said: str
 
 @pytest.mark.parametrize("kind", RENDERERS)
 @given(st.lists(st.integers(0, len(PLAIN) - 1)))
+@settings(deadline=None)
 def test_a_format_without_tags_reads_ids_as_it_reads_text(kind: str, ids: list[int]):
     text = RENDERERS[kind].action_text(ids)
     assert parse(ids, RENDERERS[kind], COMMAND) == COMMAND.parse(text)
@@ -76,6 +79,7 @@ def test_the_position_of_an_error_is_that_in_the_text():
 
 
 @given(st.lists(st.integers(0, len(TAGGED) - 1)))
+@settings(deadline=None)
 def test_no_ids_of_the_vocabulary_raise(ids: list[int]):
     renderer = RENDERERS["ids"]
     assert parse(ids, renderer, HERMES).text == renderer.action_text(ids)

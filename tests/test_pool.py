@@ -8,6 +8,7 @@ import time
 import pytest
 from boxes import wait_until
 from toys import Fault, Faulty, crash
+
 from turnwise.envs.pool import EnvPool, StepTimeout
 
 TASKS = Faulty().tasks("train")

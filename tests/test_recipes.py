@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from turnwise.envs.types import Episode, Group, Outcome, Segment, Task, Turn
 from turnwise.trainers import recipes as package
 from turnwise.trainers.advantages import nonzero, turn_table
@@ -98,10 +99,14 @@ def test_reinforce_pp_whitens_the_return_to_go_over_the_batch():
     to_go = np.array([1.0, 1.0, 0.5, 0.0, 0.0, 0.0])
     expected = (to_go - to_go.mean()) / to_go.std()
     np.testing.assert_allclose(reinforce_pp().credit(example()), expected, atol=1e-6)
-    centred = to_go - np.array([0.25, 0.25, 0.5, 0.75, 0.75, 0.75])
-    expected = (centred - centred.mean()) / centred.std()
-    got = reinforce_pp(group_baseline=True).credit(example())
-    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_reinforce_pp_with_a_group_baseline_forgives_hard_tasks():
+    easy, hard = ([episode([r], "a") for r in pair] for pair in ((1.0, 0.8), (0.0, 0.4)))
+    table = turn_table([group(*easy), group(*hard)])
+    centred = np.array([0.2, -0.2, -0.4, 0.4])
+    got = reinforce_pp(group_baseline=True).credit(table)
+    np.testing.assert_allclose(got, centred / centred.std(), atol=1e-6)
 
 
 def test_gigpo_adds_episode_and_state_advantage():

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from turnwise.agents.chain import Position, prove
 from turnwise.agents.episode_json import (
     RecordedTask,

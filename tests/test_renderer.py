@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
 from turnwise.agents.renderer import NotAppendOnly, Renderer
 from turnwise.agents.template import TemplateError
 from turnwise.trainers.tiny import SPECIALS, tiny_tokenizer

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from fakes import Guess
+
 from turnwise.agents.episode_json import episode_from_json, episode_to_json
 from turnwise.agents.policy import ScriptedPolicy, expert, noop, random_tool
 from turnwise.agents.record import RecordWriter, read_records

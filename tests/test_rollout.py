@@ -13,6 +13,7 @@ import torch
 from boxes import wait_until
 from fakes import Guess
 from toys import Fault, Faulty, Walks, crash
+
 from turnwise.agents.engines.base import EngineError
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.policy import (

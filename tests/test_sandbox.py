@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from boxes import need_bubblewrap, processes_with, wait_until
+
 from turnwise.sandboxes import (
     BACKENDS,
     Limits,
@@ -321,8 +322,9 @@ def test_a_missing_file_and_one_that_is_too_long_are_os_errors(box):
         box.get("nothing/here")
     box.put("long", b"12345")
     assert box.get("long", max_bytes=5) == b"12345"
-    with pytest.raises(OSError, match="longer than 4"):
-        box.get("long", max_bytes=4)
+    for limit in (4, 0):
+        with pytest.raises(OSError, match=f"longer than {limit}"):
+            box.get("long", max_bytes=limit)
     with pytest.raises(OSError, match="No space"):
         box.put("full", b"x" * (SMALL.disk_mb << 20) + b"x")
     box.put("full", b"")
@@ -410,13 +412,16 @@ def test_folders_of_owners_that_were_killed_are_swept_and_of_the_living_are_not(
     space = cgroup._pid_namespace()
     dead = parents[0][0] / f"turnwise-{space}-{2**22 + 1}-1-0"
     foreign = parents[0][0] / f"turnwise-{space + 1}-{2**22 + 1}-1-0"
-    dead.mkdir()
-    foreign.mkdir()
+    just_made = parents[0][0] / f"turnwise-{cgroup._owner()}-{2**22}"
+    for folder in (dead, foreign, just_made):
+        folder.mkdir()
     try:
         cgroup.sweep_leftovers()
-        assert not dead.exists() and foreign.exists() and all(folder.exists() for folder in own)
+        assert not dead.exists() and foreign.exists() and just_made.exists()
+        assert all(folder.exists() for folder in own)
     finally:
         foreign.rmdir()
+        just_made.rmdir()
 
 
 def test_a_forked_child_cannot_use_or_end_its_parents_box(own_box):
@@ -515,6 +520,11 @@ def test_what_no_backend_can_do_is_refused_before_anything_starts():
         open_sandbox(image="debian")
     with pytest.raises(Unsupported, match="proxy"):
         open_sandbox(net=NetPolicy("proxy"))
+    for spec in (SandboxSpec(image="debian"), SandboxSpec(net=NetPolicy("proxy"))):
+        with pytest.raises(Unsupported, match="bubblewrap"):
+            bubblewrap.open_box(spec)
+    with pytest.raises(ValueError, match="workdir"):
+        bubblewrap.open_box(SandboxSpec(workdir="/usr/x"))
 
 
 def test_without_bubblewrap_the_error_holds_the_command(monkeypatch):
@@ -578,7 +588,7 @@ def test_the_probe_sees_each_wall_that_is_missing(monkeypatch, tmp_path):
         return [*argv[: at - 4], *argv[at - 2 : at], "--ro-bind", "/tmp", "/tmp", *argv[at:]]
 
     monkeypatch.setattr(bubblewrap, "command", with_holes)
-    limitless = Limits(memory_mb=512, pids=220, disk_mb=4, inodes=10**9, wall_s=10.0)
+    limitless = Limits(memory_mb=512, pids=220, disk_mb=4, inodes=10**9)
     monkeypatch.setattr(probe, "LIMITS", limitless)
     failures = " | ".join(probe.try_backend("holes", bubblewrap.open_box).failures)
     for word in ("file of the host", "network", "system folders", "endless memory"):

@@ -11,6 +11,7 @@ import threading
 
 import pytest
 from boxes import need_bubblewrap, processes_with
+
 from turnwise.sandboxes import Limits, SandboxSpec, bubblewrap, cgroup, open_sandbox
 
 LIMITS = Limits(memory_mb=96, pids=24, disk_mb=4, inodes=500, output_bytes=10_000, wall_s=15.0)

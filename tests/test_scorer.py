@@ -14,6 +14,7 @@ import torch
 from fakes import Guess
 from miniatures import VOCAB, naive_logprobs, other, qwen3
 from torch import Tensor
+
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.policy import LLMPolicy, MixturePolicy, ScriptedPolicy, bernoulli, expert
 from turnwise.agents.renderer import Renderer

@@ -10,6 +10,7 @@ from statistics import NormalDist, fmean
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from turnwise.agents.statistics import (
     EMPTY,
     bootstrap,

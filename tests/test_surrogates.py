@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, tensor
+
 from turnwise.trainers.surrogates import (
     Totals,
     both,

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
 from turnwise.trainers.tiny import SEPARATORS, SPECIALS, tiny_model, tiny_tokenizer
 
 WORDS = ("maple", "owl", "red", "tag")
@@ -39,6 +40,7 @@ def test_a_closed_word_is_one_token_with_each_separator(word: str, separator: st
 
 
 @given(st.lists(st.tuples(st.sampled_from("/-."), st.sampled_from(WORDS)), min_size=1))
+@settings(deadline=None)
 def test_a_path_of_closed_words_has_one_token_per_word(path: list[tuple[str, str]]):
     assert len(ids_of("".join(map("".join, path)))) == len(path)
 

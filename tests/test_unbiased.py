@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+
 from turnwise.envs.types import Episode, Group, Segment, Task, Turn
 from turnwise.trainers.advantages import (
     Baseline,

@@ -14,6 +14,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from turnwise.agents import charts
 from turnwise.agents.statistics import EMPTY, Interval, mean_t, wilson
 from turnwise.agents.viewer import Exhibit, Headline, Table, write_report

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+
 from turnwise.trainers.turns import Keys, Returns, trajectory
 from turnwise.trainers.turns import TurnTable as TurnTable
 from turnwise.trainers.turns import turn_table as turn_table

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from turnwise.agents.engines.functional import base_model
 from turnwise.trainers.batch import Packed, Row, micro_batches, pack, totals_of
+from turnwise.trainers.model import quiet
 from turnwise.trainers.objective import Metrics, cross_entropy, merge, objective
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.scorer import Scorer
@@ -161,7 +162,8 @@ class Learner:
 
     def save(self, folder: Path) -> None:
         """Write model, optimizer and counters with Accelerate."""
-        self.accelerator.save_state(str(folder))
+        with quiet():
+            self.accelerator.save_state(str(folder))
         torch.save({"updates": self.updates, "skipped": self.skipped}, folder / "learner.pt")
 
     def load(self, folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +100,27 @@ def save_model(model: nn.Module, tokenizer: Any, folder: str | os.PathLike[str])
         import copy
 
         model = copy.deepcopy(model).merge_and_unload()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep progress bars and notes of transformers and accelerate off the terminal."""
+    from transformers.utils import logging as transformers_logging
+
+    notes = logging.getLogger("accelerate")
+    level, shown = notes.level, transformers_logging.is_progress_bar_enabled()
+    notes.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        notes.setLevel(level)
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def add_lora(model: nn.Module, rank: int, *, seed: int = 0) -> nn.Module:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.surrogates import k3
 

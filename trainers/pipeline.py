@@ -183,4 +183,6 @@ def summary_of(report: Report) -> dict[str, Any]:
 
 def plan_to_json(plan: Any) -> dict[str, Any]:
     """Return a frozen plan as JSON values."""
-    return {name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(plan).items()}
+    return {
+        name: str(v) if isinstance(v, Path) else v for name, v in dataclasses.asdict(plan).items()
+    }

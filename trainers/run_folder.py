@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
 from turnwise.agents.record import Position, RecordWriter
 
 KEEP = 2
@@ -80,7 +81,7 @@ class RunFolder:
         self._mark()
 
     def _mark(self) -> None:
-        """Remember where a step ends: what a checkpoint refers to, also in the middle of the next."""
+        """Remember where a step ends: a checkpoint refers to it, also amid the next step."""
         end = self.records.position().to_json()
         self._step_end = {"records": end, "metrics": self.metrics.tell()}
 
@@ -91,7 +92,7 @@ class RunFolder:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append the metrics of a step, which is then over; what is not finite becomes null."""
-        finite = {name: None if _is_nan(value) else value for name, value in row.items()}
+        finite = {name: None if _not_finite(value) else value for name, value in row.items()}
         self.metrics.write(json.dumps(finite, allow_nan=False) + "\n")
         self.metrics.flush()
         self._mark()
@@ -129,6 +130,5 @@ class RunFolder:
         self.metrics.close()
 
 
-def _is_nan(value: Any) -> bool:
+def _not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
-

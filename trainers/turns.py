@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+
 from turnwise.envs.types import Episode, Group, Turn
 
 Returns = Callable[["TurnTable"], np.ndarray]

@@ -25,12 +25,20 @@ def turn_rloo(
     *,
     history_turns: int = 2,
     alpha: float = 1.0,
+    gamma: float = 1.0,
     low: float = 0.2,
     high: float = 0.28,
     importance: Importance = IMPORTANCE,
 ) -> Recipe:
-    """Return the recipe with `history_turns` history levels of weight (k + 1)^alpha."""
-    to_go = reward_to_go(1.0)
+    """Return the recipe with `history_turns` history levels of weight (k + 1)^alpha.
+
+    Args:
+        gamma: discount per turn. Below 1 every level, that of the task too, compares discounted
+            rewards-to-go: far less variance where rewards come soon after the turn that earned
+            them, and a bias towards near rewards.
+    """
+    to_go = reward_to_go(gamma)
+    whole = Level(returns=outcome, once=True) if gamma == 1 else Level(returns=to_go)
     pasts = (
         Level(returns=to_go, keys=history(k), weight=float(k + 1) ** alpha)
         for k in range(1, history_turns + 1)
@@ -39,9 +47,7 @@ def turn_rloo(
         name="turn_rloo",
         source="RLOO arXiv:2402.14740 at the levels of arXiv:2505.10978 and arXiv:2602.22817",
         status="Unbiased credit; no division by a standard deviation.",
-        credit=by_levels(
-            Level(returns=outcome, once=True), Level(returns=to_go, keys=anchor), *pasts
-        ),
+        credit=by_levels(whole, Level(returns=to_go, keys=anchor), *pasts),
         history=history_turns,
         surrogate=ppo(low, high),
         importance=importance,

@@ -1,0 +1,480 @@
+"""The laws of a training run: it learns, never from errors, and can be stopped anywhere."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import Guess
+from miniatures import naive_logprobs
+from toys import Fault, Faulty, Walks, crash
+
+from turnwise.agents.record import read_records, verify
+from turnwise.agents.renderer import Renderer
+from turnwise.envs.registry import UnknownEnv
+from turnwise.envs.types import canonical_json
+from turnwise.trainers.batch import rows_of, taught
+from turnwise.trainers.config import TrainConfig
+from turnwise.trainers.learner import Learner, TrainingDiverged
+from turnwise.trainers.loop import TooManyLost, train
+from turnwise.trainers.model import (
+    ModelNotFound,
+    TokenizerMismatch,
+    check_match,
+    load_model,
+    save_model,
+    tiny_from_env,
+)
+from turnwise.trainers.recipes import UnknownRecipe, recipe
+from turnwise.trainers.run_folder import KEEP, RunFolder, RunFolderError
+from turnwise.trainers.sft import demonstrations, imitate
+from turnwise.trainers.watch import Alarms, losses
+
+torch.set_num_threads(1)
+
+TINY = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 16, "ffn": 64}
+TIMES = ("wall_s", "env_s", "policy_s", "rollout_s", "update_s")
+
+
+def fresh(env=Walks):
+    return tiny_from_env(env, tasks=10, max_len=128, **TINY)
+
+
+def config_of(out, **more) -> TrainConfig:
+    usual = {"tasks_per_step": 3, "group_size": 4, "max_new_tokens": 3, "max_tokens": 96}
+    usual |= {"learning_rate": 1e-2, "warmup_steps": 1, "checkpoint_every": 2, "steps": 6}
+    return TrainConfig(out=Path(out), **{**usual, **more})
+
+
+def run(out, *, env=Walks, method=None, model=None, **more):
+    """Train to the end and return the metrics of each step."""
+    config = config_of(out, **more)
+    return list(train(config, model=model or fresh(), make_env=env, recipe=method))
+
+
+def weights(out) -> dict[str, torch.Tensor]:
+    model, _ = load_model(str(Path(out) / "model"))
+    return dict(model.named_parameters())
+
+
+def same_weights(a, b) -> bool:
+    a, b = weights(a), weights(b)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def without_times(value):
+    """A record or a metrics row as it would be on any machine."""
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if k not in (*TIMES, "chain")}
+    return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def history(out) -> list[str]:
+    """Every episode and every row of metrics, in the order in which they were written."""
+    out = Path(out)
+    episodes = [dict(found.raw) for found in read_records(out / "episodes.jsonl")]
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [canonical_json(without_times(x)) for x in (*episodes, *rows)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run(out)
+    return out
+
+
+# Learning
+
+
+def test_it_learns(tmp_path):
+    rows = run(tmp_path / "run", steps=25, tasks_per_step=4, group_size=8, checkpoint_every=0)
+    success = [row["success"] for row in rows]
+    assert np.mean(success[:4]) < 0.2
+    assert np.mean(success[-4:]) > 0.9
+    assert max(row["engine_gap"] for row in rows) < 1e-4
+
+
+def test_a_run_leaves_finite_metrics_whole_records_and_a_model_that_loads(whole):
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for name in ("loss", "grad_norm", "reward", "success", "entropy", "engine_gap", "rollout_s"):
+        assert all(np.isfinite(row[name]) for row in rows), name
+    assert all(
+        row["engine_gap"] < 1e-4 and row["policy_version"] == 2 * row["step"] for row in rows
+    )
+    episodes = [found.episode for found in read_records(whole / "episodes.jsonl")]
+    assert verify(whole / "episodes.jsonl").lines == 1 + len(episodes)
+    assert len({e.id for e in episodes}) == len(episodes) == 6 * 3 * 4
+    assert {e.turns[0].policy_version for e in episodes} == {0, 2, 4, 6, 8, 10}
+    assert json.loads((whole / "config.json").read_text())["group_size"] == 4
+    model, tokenizer = load_model(str(whole / "model"))
+    assert len(tokenizer) <= model.get_input_embeddings().weight.shape[0]
+    assert len(list((whole / "checkpoints").iterdir())) == KEEP
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "reinforce_pp", "hgpo"])
+def test_methods_run_and_a_divergence_from_the_start_begins_at_zero(tmp_path, name):
+    rows = run(tmp_path / "run", steps=2, method=recipe(name), updates_per_step=1)
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    if recipe(name).kl_coefficient:
+        assert rows[0]["reference_kl"] == pytest.approx(0, abs=1e-6)
+        assert rows[1]["reference_kl"] > 1e-6
+    else:
+        assert "reference_kl" not in rows[0]
+
+
+def test_adapters_are_trained_alone_and_saved_merged(tmp_path):
+    model, tokenizer = fresh()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    rows = run(tmp_path / "run", model=(model, tokenizer), steps=3, lora_rank=2)
+    assert max(row["engine_gap"] for row in rows) < 1e-4
+    base = {
+        n.replace(".base_layer", ""): p for n, p in model.named_parameters() if "lora_" not in n
+    }
+    assert base.keys() == before.keys()
+    assert all(torch.equal(base[name], before[name]) for name in before)
+    merged, _ = load_model(str(tmp_path / "run" / "model"))
+    ids = list(range(10, 30))
+    torch.testing.assert_close(naive_logprobs(merged, ids), naive_logprobs(model, ids))
+    assert not torch.equal(naive_logprobs(merged, ids), naive_logprobs(fresh()[0], ids))
+
+
+def test_adapters_resume_too(tmp_path):
+    run(tmp_path / "whole", lora_rank=2, steps=3)
+    run(tmp_path / "parts", lora_rank=2, steps=2)
+    run(tmp_path / "parts", lora_rank=2, steps=3, resume=True)
+    assert same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_micro_batches_change_no_step():
+    found = []
+    for budget in (100_000, 50):
+        model, tokenizer = fresh()
+        demos = demonstrations(Walks, Walks().tasks("train")[:8], Renderer(tokenizer), seed=0)
+        learner = Learner(model, learning_rate=1e-3, micro_tokens=budget)
+        metrics = learner.imitate(rows_of(demos, taught))
+        found.append((metrics["loss"], metrics["grad_norm"]))
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
+# Stopping and going on
+
+
+def die_in_training(out: str, place: str) -> None:
+    """Train and be killed at `place`; runs in a process of its own."""
+
+    def die(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class Mortal(Walks):
+        steps = 0
+
+        def respond(self, action):
+            Mortal.steps += 1
+            if place == "rollout" and Mortal.steps == 3 * 24 + 7:
+                die()
+            return super().respond(action)
+
+    if place == "update":
+        improve, calls = Learner.improve, []
+
+        def count(self, *args):
+            calls.append(1)
+            metrics = improve(self, *args)
+            return die() if len(calls) == 7 else metrics
+
+        Learner.improve = count
+    if place == "checkpoint":
+        save = Learner.save
+
+        def half(self, folder):
+            if folder.name != ".writing-000004":
+                return save(self, folder)
+            folder.mkdir()
+            (folder / "model.safetensors").write_bytes(b"half of i")
+            die()
+
+        Learner.save = half
+    run(out, env=Mortal)
+
+
+@pytest.mark.parametrize("place", ["rollout", "update", "checkpoint"])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, whole, place):
+    out = tmp_path / "run"
+    code = f"import test_loop; test_loop.die_in_training({str(out)!r}, {place!r})"
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, timeout=280
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()[-2000:]
+    rows = run(out, resume=True)
+    assert rows[0]["step"] == 3 and rows[-1]["step"] == 6
+    assert same_weights(out, whole)
+    assert history(out) == history(whole)
+    assert verify(out / "episodes.jsonl").lines == 1 + 72
+
+
+def test_an_interrupt_ends_the_run_after_its_step_saved(tmp_path, whole):
+    class Interrupted(Walks):
+        def respond(self, action):
+            if self.task.index == 7:  # the third step plays tasks 6 to 8
+                Interrupted.respond = Walks.respond
+                signal.raise_signal(signal.SIGINT)
+            return super().respond(action)
+
+    before = signal.getsignal(signal.SIGINT)
+    rows = run(tmp_path / "run", env=Interrupted)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert signal.getsignal(signal.SIGINT) is before
+    load_model(str(tmp_path / "run" / "model"))
+    assert run(tmp_path / "run", resume=True)[0]["step"] == 4
+    assert same_weights(tmp_path / "run", whole)
+    assert history(tmp_path / "run") == history(whole)
+
+
+def test_a_second_interrupt_ends_the_run_at_once(tmp_path):
+    class Impatient(Walks):
+        def respond(self, action):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", env=Impatient)
+    assert run(tmp_path / "run", resume=True, steps=1)[0]["step"] == 1
+
+
+def test_a_finished_run_that_is_resumed_does_nothing(tmp_path):
+    run(tmp_path / "run", steps=2)
+    before = history(tmp_path / "run")
+    assert run(tmp_path / "run", steps=2, resume=True) == []
+    assert history(tmp_path / "run") == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path, whole):
+    for _ in train(config_of(tmp_path / "run"), model=fresh(), make_env=Walks):
+        break
+    run(tmp_path / "run", resume=True)
+    assert history(tmp_path / "run") == history(whole)
+
+
+# What must not be learnt from
+
+
+def poisoned(when):
+    """A recipe whose advantages are not numbers in the batches for which `when(n)` holds."""
+    usual, count = recipe("turn_rloo"), []
+
+    def credit(table):
+        count.append(1)
+        return usual.credit(table) * (float("nan") if when(len(count)) else 1.0)
+
+    return replace(usual, credit=credit)
+
+
+def test_a_loss_that_is_not_finite_is_skipped_once(tmp_path):
+    rows = run(tmp_path / "run", steps=3, method=poisoned(lambda n: n == 2), updates_per_step=1)
+    assert [row["skipped"] for row in rows] == [0, 1, 0]
+    assert [row["policy_version"] for row in rows] == [1, 1, 2]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in lines and json.loads(lines.splitlines()[1])["loss"] is None
+    assert all(p.isfinite().all() for p in weights(tmp_path / "run").values())
+
+
+def test_losses_that_stay_so_end_the_run_with_the_last_good_weights_saved(tmp_path):
+    model, tokenizer = fresh()
+    before = copy.deepcopy(model)
+    with pytest.raises(TrainingDiverged, match=r"3 times in a row.*lower the learning rate"):
+        run(tmp_path / "run", model=(model, tokenizer), method=poisoned(lambda n: True))
+    for a, b in zip(before.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert run(tmp_path / "run", resume=True, steps=3)[-1]["step"] == 3
+
+
+def test_a_batch_of_lost_episodes_stops_the_run_before_it_learns(tmp_path, whole):
+    out = tmp_path / "run"
+    faults = {i: Fault(1, crash) for i in range(9, 12)}  # the fourth step
+    with pytest.raises(
+        TooManyLost, match=r"12 of 12 episodes.*12x ZeroDivisionError: a bug"
+    ) as error:
+        run(out, env=lambda: Faulty(faults, length=2), checkpoint_every=0)
+    assert not error.value.retryable
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 3
+    rows = run(out, resume=True, checkpoint_every=0)
+    assert rows[0]["step"] == 4
+    assert same_weights(out, whole)
+
+
+def test_a_few_lost_episodes_only_make_a_batch_smaller(tmp_path):
+    faults = {1: Fault(1, crash)}
+    rows = run(tmp_path / "run", env=lambda: Faulty(faults, length=2), steps=1)
+    assert rows[0]["lost"] == pytest.approx(1 / 3)
+    found = [r.episode for r in read_records(tmp_path / "run" / "episodes.jsonl")]
+    assert losses(found) == {"ZeroDivisionError: a bug": 4}
+
+
+def test_alarms_compare_with_the_first_steps_and_survive_a_resume():
+    alarms = Alarms(baseline=3, recent=2)
+    calm = [alarms.check({"entropy": 2.0, "action_tokens": 5.0, "reward": 0.5}) for _ in range(6)]
+    assert calm == [[]] * 6
+    resumed = Alarms(baseline=3, recent=2)
+    resumed.load_state_dict(json.loads(json.dumps(alarms.state_dict())))
+    for bell in (alarms, resumed):
+        assert bell.check({"entropy": 0.1, "action_tokens": 5.0, "reward": 0.5}) == []
+        found = bell.check({"entropy": 0.1, "action_tokens": 50.0, "reward": 0.5})
+        assert found == ["entropy fell from 2 to 0.1", "action_tokens rose from 5 to 27.5"]
+
+
+def test_an_alarm_is_in_the_metrics_of_its_step(tmp_path):
+    class Fading(Walks):
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, float(self.task.index < 10), *rest
+
+    rows = run(tmp_path / "run", env=Fading, steps=15, tasks_per_step=1, checkpoint_every=0)
+    logged = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for found in (rows, logged):
+        assert [row.get("alarms") for row in found[:14]] == [None] * 14
+        assert "reward fell from 2 to 0" in found[14]["alarms"]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ({"group_size": 1}, "group_size must be at least 2.*got 1"),
+        ({"temperature": 0.0}, "temperature must be above 0.*got 0"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"updates_per_step": 0}, "updates_per_step must be at least 1"),
+        ({"env_kwargs": "{depth: 2}"}, "env_kwargs must be JSON.*depth"),
+        ({"env_kwargs": "[1]"}, "env_kwargs must be a JSON object"),
+    ],
+)
+def test_an_impossible_config_is_refused_by_name(bad, why):
+    with pytest.raises(ValueError, match=why):
+        config_of("nowhere", **bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "why"),
+    [
+        ({"env": "turnwise/FileHumt-v1"}, UnknownEnv, "did you mean 'turnwise/FileHunt-v1'"),
+        ({"env": "toys:Walks", "env_kwargs": '{"lenght": 3}'}, TypeError, "length"),
+        ({"recipe": "turn_rlo"}, UnknownRecipe, "did you mean 'turn_rloo'"),
+        ({"model": ""}, ModelNotFound, "no model was named"),
+        ({"model": "./nowhere"}, ModelNotFound, "nowhere.*no config.json"),
+    ],
+)
+def test_what_does_not_exist_is_refused_before_the_folder_is_made(tmp_path, bad, error, why):
+    config = config_of(tmp_path / "run", **{"env": "toys:Walks", "model": "./nowhere", **bad})
+    with pytest.raises(error, match=why):
+        next(train(config))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_a_loadable_model_says_so(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelNotFound, match="cannot load a"):
+        load_model(str(tmp_path))
+
+
+def test_a_tokenizer_that_does_not_match_is_refused(tmp_path):
+    model, _ = fresh()
+    _, larger = tiny_from_env(Guess, tasks=10, **TINY)
+    with pytest.raises(TokenizerMismatch, match="load both from the same folder"):
+        check_match(model, larger)
+    save_model(model, larger, tmp_path)
+    with pytest.raises(TokenizerMismatch):
+        load_model(str(tmp_path))
+
+
+def test_a_model_comes_back_as_it_was_saved(tmp_path):
+    model, tokenizer = fresh()
+    loaded, same = load_model(str(save_model(model, tokenizer, tmp_path / "model")))
+    ids = tokenizer.encode("walk 7", add_special_tokens=False)
+    assert same.encode("walk 7", add_special_tokens=False) == ids
+    assert torch.equal(naive_logprobs(loaded, ids), naive_logprobs(model, ids))
+
+
+def test_a_used_folder_is_not_written_over(tmp_path):
+    run(tmp_path / "run", steps=1)
+    before = history(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="holds a run already; pass --resume"):
+        run(tmp_path / "run", steps=1)
+    assert history(tmp_path / "run") == before
+
+
+def test_a_folder_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match=r"cannot write to run folder .*give another --out"):
+        run(tmp_path / "file" / "run", steps=1)
+
+
+def test_a_disk_that_fills_up_loses_no_checkpoint(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    rows = train(config_of(tmp_path / "run", checkpoint_every=1), model=fresh(), make_env=Walks)
+    next(rows)
+    place = RunFolder.checkpoint
+
+    def full(self, step, save):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            return place(self, step, save)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "checkpoint", full)
+        with pytest.raises(RunFolderError, match=r"cannot write a checkpoint.*--resume"):
+            next(rows)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
+    assert run(tmp_path / "run", resume=True, steps=2)[0]["step"] == 2
+
+
+# Imitation
+
+
+def test_demonstrations_are_solved_in_order_and_teach_only_the_expert():
+    _, tokenizer = fresh(Guess)
+    tasks = Guess().tasks("train")[:20]
+    demos = demonstrations(Guess, tasks, Renderer(tokenizer), seed=0, noise=0.3)
+    assert all(e.success for e in demos)
+    places = [tasks.index(e.task) for e in demos]
+    assert places == sorted(places) and len(places) > 5
+    turns = [t for e in demos for t in e.turns]
+    assert {t.executor for t in turns} == {"expert", "student"}
+    rows = rows_of(demos, taught)
+    expected = sum(len(t.action_ids) for t in turns if t.executor == "expert")
+    assert sum(len(row.trained) for row in rows) == expected
+
+
+def test_imitation_learns_and_stops_when_it_is_enough():
+    model, tokenizer = fresh()
+    demos = demonstrations(Walks, Walks().tasks("train")[:20], Renderer(tokenizer), seed=0)
+    learner = Learner(model, learning_rate=1e-2)
+    steps = imitate(learner, demos, steps=50, batch=4, seed=0, enough=lambda n: n == 15)
+    nll = [metrics["nll"] for metrics in steps]
+    assert len(nll) == 15 and nll[-1] < 0.2 * nll[0]
+
+
+def test_nothing_can_be_imitated_without_a_solved_task():
+    class Hopeless(Walks):
+        def expert(self):
+            return "zzz"
+
+    _, tokenizer = fresh()
+    demos = demonstrations(Hopeless, Walks().tasks("train")[:3], Renderer(tokenizer), seed=0)
+    with pytest.raises(ValueError, match="the expert solved no task"):
+        next(imitate(Learner(fresh()[0], learning_rate=1e-3), demos, steps=1, batch=1, seed=0))
