@@ -6,8 +6,8 @@ Every clue names the next file in one of three ways, and only the first says whe
     look /maple stone     a folder with several files: one is named after a stone         -> ls, cat
     seek otter            a tag: one file of the tree carries it                        -> grep, cat
 
-The last file of the chain holds `code fox-elm`, to be submitted. Files beside the chain hold nothing,
-or a decoy: a clue that leads astray, or a wrong code.
+The last file of the chain holds `code fox-elm`, to be submitted. Files beside the chain hold
+nothing, or a decoy: a clue that leads astray, or a wrong code.
 """
 
 from __future__ import annotations

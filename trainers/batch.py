@@ -1,7 +1,7 @@
 """Episodes to tensors: one append-only row per segment, the prompt of a group held once.
 
-Nothing is padded here. All tokens of a micro-batch lie in one flat row of N; the prompts come first,
-each once, then what follows them in every attempt. The losses see only the M trained tokens.
+Nothing is padded here. All tokens of a micro-batch lie in one flat row of N; the prompts come
+first, each once, then what follows them in every attempt. The losses see only the M trained tokens.
 
 Shape suffixes: N tokens of a micro-batch, G distinct prompts, B rows, M trained tokens.
 """

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one calm line per stage, and a plain summary at the end."""
+"""What a person sees while a run goes on: a calm line per stage, a plain summary at the end."""
 
 from __future__ import annotations
 

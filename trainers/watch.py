@@ -1,8 +1,8 @@
 """What a run says about itself: metrics of a batch of episodes, and alarms when an agent collapses.
 
-An agent that collapses often keeps its reward for a while: it stops calling tools, ends episodes at
-once, writes ever longer actions, or becomes certain of everything. Each alarm compares a number with
-its own average over the first steps.
+An agent that collapses often keeps its reward for a while: it stops calling tools, ends episodes
+at once, writes ever longer actions, or becomes certain of everything. Each alarm compares a number
+with its own average over the first steps.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from turnwise.envs.types import Episode
 
@@ -57,8 +57,8 @@ class Alarms:
     recent: int = 5
     history: dict[str, list[float]] = field(default_factory=dict)
 
-    FALLS = {"calls": 0.5, "turns": 0.34, "entropy": 0.1, "reward": 0.5}
-    RISES = {"action_tokens": 2.0, "errors": 4.0, "reference_kl": 50.0}
+    FALLS: ClassVar = {"calls": 0.5, "turns": 0.34, "entropy": 0.1, "reward": 0.5}
+    RISES: ClassVar = {"action_tokens": 2.0, "errors": 4.0, "reference_kl": 50.0}
 
     def check(self, metrics: dict[str, float]) -> list[str]:
         """Take the metrics of one step and return one line per alarm."""
