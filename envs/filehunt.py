@@ -40,7 +40,7 @@ class Hunt(Task):
     index: int = 0
     depth: int = 2
     siblings: int = 3
-    decoys: float = 0.5
+    decoys: float = 0.25
 
 
 class FileHunt(ToolEnv):
@@ -66,7 +66,7 @@ class FileHunt(ToolEnv):
         *,
         depth: int | Sequence[int] = (2, 6),
         siblings: int = 3,
-        decoys: float = 0.5,
+        decoys: float = 0.25,
         tool_failure: float = 0.0,
         slack: int = 8,
         actions: str = "command",

@@ -89,7 +89,7 @@ class World:
         return sum(2 if hop.detour else 1 for hop in self.hops) + 1
 
 
-def make_world(rng: random.Random, depth: int, *, siblings: int = 3, decoys: float = 0.5) -> World:
+def make_world(rng: random.Random, depth: int, *, siblings: int = 3, decoys: float = 0.25) -> World:
     """Return a world whose chain has `depth` files.
 
     Args:

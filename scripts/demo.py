@@ -39,10 +39,17 @@ class Demo:
     first_test_task: int = 0
     depth: tuple[int, int] = (2, 12)
     sft_depth: tuple[int, int] = (2, 6)
-    warm_up: WarmUp = field(default_factory=WarmUp)
+    """The expert shows no deeper hunts."""
+    rl_depth: tuple[int, int] = (2, 8)
+    """Nor does the agent train on deeper ones."""
+    warm_up: WarmUp = field(
+        default_factory=lambda: WarmUp(
+            demos=8000, noise=0.1, steps=500, learning_rate=4e-3, target=0.48, check_every=20
+        )
+    )
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=120, learning_rate=2e-3, max_tokens=640, max_new_tokens=12, decay_from=0.6
+            steps=140, learning_rate=1e-3, max_tokens=640, max_new_tokens=12, decay_from=0.6
         )
     )
     rope_theta: float = 100.0
@@ -64,7 +71,15 @@ def main(demo: Demo) -> int:
             env_of(demo.sft_depth), seed=demo.seed, rope_theta=demo.rope_theta
         )
         plan = replace(demo.warm_up, max_tokens=demo.train.max_tokens)
-        warm_up(model, tokenizer, env_of(demo.sft_depth), plan, seed=demo.seed, watch=bar.show)
+        warm_up(
+            model,
+            tokenizer,
+            env_of(demo.sft_depth),
+            plan,
+            seed=demo.seed,
+            check_env=env_of(demo.depth),
+            watch=bar.show,
+        )
         save_model(model, tokenizer, demo.out / "sft")
 
     look = partial(
@@ -86,7 +101,7 @@ def main(demo: Demo) -> int:
 
     config = replace(
         demo.train,
-        env_kwargs=json.dumps({"depth": list(demo.depth)}),
+        env_kwargs=json.dumps({"depth": list(demo.rl_depth)}),
         model=str(demo.out / "sft"),
         out=demo.out / "rl",
         seed=demo.seed,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -74,9 +74,15 @@ def warm_up(
     *,
     seed: int,
     first_task: int = 0,
+    check_env: MakeEnv | None = None,
     watch: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> dict[str, float]:
     """Fine-tune `model` in place on demonstrations until it solves `target` of the dev tasks.
+
+    Args:
+        make_env: where the expert demonstrates.
+        check_env: where success is measured; None takes `make_env`. RL usually starts on harder
+            tasks than those that were demonstrated.
 
     Returns:
         The last row of metrics: steps taken, loss and success on dev tasks at T = 1.
@@ -95,13 +101,15 @@ def warm_up(
         weight_decay=0.01,
         max_len=plan.max_tokens,
     )
-    dev = env.tasks("dev")[: plan.check_tasks]
+    check = check_env or make_env
+    with closing(check()) as checked:
+        dev = checked.tasks("dev")[: plan.check_tasks]
     last: dict[str, float] = {}
 
     def enough(step: int) -> bool:
         if step % plan.check_every:
             return False
-        last["success"] = success_rate(learner.model, renderer, make_env, dev, plan, seed)
+        last["success"] = success_rate(learner.model, renderer, check, dev, plan, seed)
         return last["success"] >= plan.target
 
     steps = imitate(learner, shown, steps=plan.steps, batch=plan.batch, seed=seed, enough=enough)

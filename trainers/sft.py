@@ -8,6 +8,7 @@ somebody else took (a stumble before a recovery) stay in the history and out of 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from turnwise.agents.policy import (
     MixturePolicy,
     ScriptedPolicy,
+    Seat,
     bernoulli,
     expert,
     random_tool,
@@ -22,9 +24,21 @@ from turnwise.agents.policy import (
 from turnwise.agents.renderer import Renderer
 from turnwise.agents.rollout import Settings, jobs_for, play
 from turnwise.envs.base import Env
+from turnwise.envs.seeds import derive
 from turnwise.envs.types import Episode, Task
 from turnwise.trainers.batch import rows_of, taught
 from turnwise.trainers.learner import Learner
+
+MALFORMED_SHARE = 0.3
+
+
+def stumble(seat: Seat) -> str:
+    """Do what a beginner does wrong: a random call, or now and then words that call nothing."""
+    rng = random.Random(derive(seat.seed, "stumble", seat.turn))
+    if rng.random() >= MALFORMED_SHARE:
+        return random_tool(seat)
+    words = [word for message in seat.messages for word in message["content"].split()]
+    return " ".join(rng.choices(words, k=rng.randint(1, 3)))
 
 
 def demonstrations(
@@ -39,11 +53,11 @@ def demonstrations(
     """Return solved expert episodes, in the order of `tasks`.
 
     Args:
-        noise: probability per turn that a random call is made instead, from which the expert then
-            recovers; those turns are not taught.
+        noise: probability per turn of a `stumble` instead, from which the expert then recovers;
+            those turns are not taught.
     """
     policy = MixturePolicy(
-        student=ScriptedPolicy(random_tool, renderer=renderer, executor="student"),
+        student=ScriptedPolicy(stumble, renderer=renderer, executor="student"),
         teacher=ScriptedPolicy(expert, renderer=renderer),
         teaches=bernoulli(1 - noise),
     )
