@@ -34,7 +34,7 @@ class Seat:
     seed: int
     ledger: Ledger
     messages: list[Message] = field(default_factory=list)
-    """The conversation so far, actions included."""
+    """The conversation so far: actions, and what was just read."""
     tools: Sequence[Any] = ()
     turn: int = 0
 
@@ -74,7 +74,7 @@ def read(seat: Seat, renderer: Renderer, news: Sequence[Message]) -> bool:
             stopped = seat.ledger.ids[-1] in renderer.stop_ids
             seat.ledger.context(renderer.delta(news, "stop" if stopped else "length"))
         else:
-            seat.ledger.branch(renderer.rewrite([*seat.messages, *news], seat.tools))
+            seat.ledger.branch(renderer.rewrite(seat.messages, seat.tools))
     except ContextFull:
         return False
     return seat.ledger.room is None or seat.ledger.room > 0

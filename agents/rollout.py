@@ -209,8 +209,8 @@ class _Scheduler:
     def _ask(self, live: _Live, observation: str, news: Sequence[Message], info: Any) -> None:
         live.observation, live.state = observation, info.get("state", "")
         live.reply, live.asked = None, time.perf_counter()
-        self.policy.submit(live.seat, news)
         live.seat.messages += news
+        self.policy.submit(live.seat, news)
 
     def _stepped(self, live: _Live, answer: Answer) -> None:
         observation, reward, terminated, truncated, info = answer.value

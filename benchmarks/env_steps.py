@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from table import show
+
 from turnwise.envs.base import Env, Response, TextEnv
 from turnwise.envs.pool import EnvPool
 from turnwise.envs.types import Task

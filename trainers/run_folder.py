@@ -47,6 +47,8 @@ class RunFolder:
         self.resumed = self.newest() if resume else None
         self._metrics_path = self.path / "metrics.jsonl"
         self._open(config)
+        first = self.state["step"] if self.resumed is not None else 0
+        self.board = _board(self.path / "tensorboard", first)
 
     def _make(self, config: dict[str, Any], resume: bool) -> None:
         try:
@@ -96,6 +98,10 @@ class RunFolder:
         self.metrics.write(json.dumps(finite, allow_nan=False) + "\n")
         self.metrics.flush()
         self._mark()
+        if self.board is not None:
+            for name, value in finite.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self.board.add_scalar(name, value, row["step"])
 
     def checkpoint(self, step: int, save: Callable[[Path], None]) -> Path:
         """Write a checkpoint with `save(folder)`, then drop all but the newest few.
@@ -128,6 +134,17 @@ class RunFolder:
         """Close the files. Safe to call twice."""
         self.records.close()
         self.metrics.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _board(path: Path, first: int) -> Any:
+    """Return a TensorBoard writer that forgets what came after step `first`, if there is one."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(path), purge_step=first + 1)
 
 
 def _not_finite(value: Any) -> bool:
