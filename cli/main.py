@@ -68,6 +68,8 @@ def _unknown(verb: str) -> int:
 def _run(verb: str, arguments: Sequence[str]) -> int:
     from turnwise.cli.options import parse
 
+    if os.getcwd() not in sys.path:  # `module:Class` of a file that lies here
+        sys.path.append(os.getcwd())
     module = import_module(f"turnwise.cli.{verb}")
     return module.run(parse(module.Options, verb, arguments))
 

@@ -40,11 +40,11 @@ class Demo:
     depth: tuple[int, int] = (2, 12)
     sft_depth: tuple[int, int] = (2, 6)
     """The expert shows no deeper hunts."""
-    rl_depth: tuple[int, int] = (2, 8)
+    rl_depth: tuple[int, int] = (2, 10)
     """Nor does the agent train on deeper ones."""
     warm_up: WarmUp = field(
         default_factory=lambda: WarmUp(
-            demos=8000, noise=0.1, steps=500, learning_rate=4e-3, target=0.48, check_every=20
+            demos=8000, noise=0.15, steps=600, learning_rate=4e-3, target=0.5, check_every=20
         )
     )
     train: TrainConfig = field(

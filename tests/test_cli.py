@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -140,6 +141,12 @@ def test_a_mistake_is_answered_with_one_line_that_says_what_to_do(line, turnwise
     assert err.startswith("turnwise")
     assert err.count("\n") == 1
     assert MISTAKES[line] in err
+
+
+def test_an_environment_in_a_file_of_the_present_folder_is_found(turnwise, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("my_world.py").write_text("from fakes import Guess as World")
+    assert turnwise("info my_world:World")[0] == OK
 
 
 def test_a_bug_is_one_line_too_until_debug_shows_where(turnwise, monkeypatch):

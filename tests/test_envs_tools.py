@@ -75,8 +75,12 @@ def test_the_schema_follows_from_the_signature_and_the_docstring():
 
 
 def test_a_schema_is_a_new_object_each_time():
-    USE.schema()["function"]["parameters"]["properties"].clear()
-    assert USE.schema()["function"]["parameters"]["properties"]
+    before = json.dumps(USE.schema())
+    properties = USE.schema()["function"]["parameters"]["properties"]
+    properties["names"]["items"].clear()
+    properties["mode"]["enum"].clear()
+    properties.clear()
+    assert json.dumps(USE.schema()) == before
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
