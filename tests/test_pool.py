@@ -145,12 +145,18 @@ def test_closing_closes_each_environment_once_and_may_be_repeated(fast):
 
 
 def test_closing_does_not_wait_for_a_call_that_hangs(gate):
+    class Stuck(Faulty):
+        def close(self):
+            gate.wait()
+            super().close()
+
     made = []
-    pool = pool_of(1, {0: Fault(0, gate.wait)}, made, fast=False)
+    pool = EnvPool(lambda: Stuck({0: Fault(0, gate.wait)}, fast=False, made=made), 1)
     reset(pool, 0)
     start = time.monotonic()
     pool.close()
     assert time.monotonic() - start < 4
+    gate.set()
     assert wait_until(lambda: made[0].closed == 1)
 
 

@@ -186,6 +186,8 @@ class Tripping:
     def poll(self):
         self.polls += 1
         if self.polls in self.trips:
+            for session in list(self.engine._sessions):
+                self.end_session(session)
             raise EngineError("the server is gone")
         return self.engine.poll()
 
