@@ -19,7 +19,7 @@ _ARGUMENTS = (ValueError, TypeError, LookupError, RuntimeError, ImportError)
 
 def describe(error: Exception) -> tuple[int, str]:
     """Return (exit code, line). What we did not foresee is named as such."""
-    if isinstance(error, SandboxError | EngineError):
+    if isinstance(error, SandboxError | EngineError) or getattr(error, "machine", False):
         return INFRASTRUCTURE, _line(error)
     if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(error.name or "")):
         return USAGE, f"{error.name} is not installed; run `pip install 'turnwise[{extra}]'`"

@@ -40,7 +40,7 @@ def tw_inside(key, path):
 def tw_ls(key, path):
     try:
         names = sorted(os.listdir(tw_inside(key, path)))
-    except OSError:
+    except (OSError, ValueError):
         return False, "no folder " + path[:64]
     return True, "\n".join("/" + name for name in names)
 

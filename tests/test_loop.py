@@ -43,7 +43,7 @@ from turnwise.trainers.watch import Alarms, losses
 torch.set_num_threads(1)
 
 TINY = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 16, "ffn": 64}
-TIMES = ("wall_s", "env_s", "policy_s", "rollout_s", "update_s")
+TIMES = ("wall_s", "env_s", "policy_s", "rollout_cpu_s", "update_cpu_s")
 
 
 def fresh(env=Walks):
@@ -109,7 +109,15 @@ def test_it_learns(tmp_path):
 def test_a_run_leaves_finite_metrics_whole_records_and_a_model_that_loads(whole):
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    for name in ("loss", "grad_norm", "reward", "success", "entropy", "engine_gap", "rollout_s"):
+    for name in (
+        "loss",
+        "grad_norm",
+        "reward",
+        "success",
+        "entropy",
+        "engine_gap",
+        "rollout_cpu_s",
+    ):
         assert all(np.isfinite(row[name]) for row in rows), name
     assert all(
         row["engine_gap"] < 1e-4 and row["policy_version"] == 2 * row["step"] for row in rows
@@ -313,6 +321,7 @@ def test_a_batch_of_lost_episodes_stops_the_run_before_it_learns(tmp_path, whole
     rows = run(out, resume=True, checkpoint_every=0)
     assert rows[0]["step"] == 4
     assert same_weights(out, whole)
+    assert history(out) == history(whole)
 
 
 def test_a_few_lost_episodes_only_make_a_batch_smaller(tmp_path):

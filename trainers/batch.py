@@ -38,6 +38,8 @@ class Row:
     """Row of the turn table to which each trained token belongs."""
     temperature: list[float]
     traj: int
+    prox: list[float] | None = None
+    """The trainer's own log-probabilities before its first step, where they were asked for."""
 
     def __len__(self) -> int:
         return len(self.rest)
@@ -45,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """A micro-batch as flat tensors; see `turnwise.trainers.model.Scorer`."""
+    """A micro-batch as flat tensors; see `turnwise.trainers.scorer.Scorer`."""
 
     ids_N: Tensor
     """int64: every prompt once, then the rest of every row."""
@@ -120,24 +122,30 @@ def totals_of(rows: Sequence[Row]) -> Totals:
 
 
 def micro_batches(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
-    """Split rows into runs of about `budget` tokens; attempts at one task stay together."""
+    """Split rows into runs of about `budget` tokens, in their order.
+
+    The rows of one episode stay together, because a loss may look at a whole trajectory. Attempts
+    at one task usually do, and then share their prompt.
+    """
     batch: list[Row] = []
     size = 0
     for unit in _units(rows):
-        weight = len(unit[0].prompt) + sum(map(len, unit))
+        shared = bool(batch) and unit[0].prompt == batch[-1].prompt
+        weight = sum(map(len, unit)) + (0 if shared else len(unit[0].prompt))
         if batch and size + weight > budget:
             yield batch
             batch, size = [], 0
+            weight = sum(map(len, unit)) + len(unit[0].prompt)
         batch, size = batch + unit, size + weight
     if batch:
         yield batch
 
 
 def _units(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Runs of rows that share a prompt or an episode; a loss may need them in one piece."""
+    """The rows of each episode."""
     unit: list[Row] = []
     for row in rows:
-        if unit and row.prompt != unit[-1].prompt and row.traj != unit[-1].traj:
+        if unit and row.traj != unit[-1].traj:
             yield unit
             unit = []
         unit.append(row)
@@ -204,7 +212,10 @@ def _tokens(
     advantages_M = torch.zeros_like(old_M)
     if advantages is not None:
         advantages_M = torch.from_numpy(advantages).to(old_M)[turn_M]
+    known = all(row.prox is not None for row in rows)
+    prox = [logprob for row in rows for logprob in row.prox or ()] if known else None
     return TokenBatch(
+        prox_M=None if prox is None else tensor(prox, torch.float32),
         old_M=old_M,
         advantages_M=advantages_M,
         weight_M=aggregate(traj_M, turn_M, totals).to(torch.float32),

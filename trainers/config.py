@@ -21,6 +21,8 @@ class TrainConfig:
     """Folder or Hugging Face name of a causal model with a chat template."""
     recipe: str = "turn_rloo"
     """A name that `turnwise recipes` lists."""
+    recipe_options: str = "{}"
+    """JSON object of the recipe's options, as '{"gamma": 0.5}' for turn_rloo."""
     steps: int = 100
     """Batches of episodes."""
     tasks_per_step: int = 16
@@ -45,6 +47,9 @@ class TrainConfig:
     """Tokens per forward pass of an update."""
     lora_rank: int = 0
     """Train low-rank adapters instead of all weights; 0 trains all."""
+    correct_mismatch: bool = False
+    """Recompute the log-probabilities before the first step, for recipes that correct for an engine
+    that computes differently from the trainer; see `engine_gap` for whether it does."""
     seed: int = 0
     first_task: int = 0
     """Index of the first training task; stages of one pipeline should not share tasks."""
@@ -65,29 +70,39 @@ class TrainConfig:
                 f"group_size must be at least 2 to have a baseline, got {self.group_size}"
             )
         positive = ("steps", "tasks_per_step", "updates_per_step", "micro_tokens", "max_new_tokens")
-        for name in positive:
+        for name in (*positive, "max_tokens", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.temperature <= 0:
             raise ValueError(
                 f"temperature must be above 0 to sample what is trained on, got {self.temperature}"
             )
+        for name in ("max_failed", "decay_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+        if self.lora_rank < 0 or self.checkpoint_every < 0:
+            raise ValueError("lora_rank and checkpoint_every must be 0 or more")
         self.environment_arguments()
+        self.options_of_recipe()
 
     def environment_arguments(self) -> dict[str, Any]:
-        """Return `env_kwargs` as a dict.
+        """Return `env_kwargs` as a dict. Raises ValueError: it is not a JSON object."""
+        return _json_object("env_kwargs", self.env_kwargs)
 
-        Raises:
-            ValueError: it is not a JSON object.
-        """
-        try:
-            arguments = json.loads(self.env_kwargs)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"env_kwargs must be JSON, got {self.env_kwargs!r}: {error}") from None
-        if not isinstance(arguments, dict):
-            raise ValueError(f"env_kwargs must be a JSON object, got {self.env_kwargs!r}")
-        return arguments
+    def options_of_recipe(self) -> dict[str, Any]:
+        """Return `recipe_options` as a dict. Raises ValueError: it is not a JSON object."""
+        return _json_object("recipe_options", self.recipe_options)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         return {**dataclasses.asdict(self), "out": str(self.out)}
+
+
+def _json_object(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} must be JSON, got {text!r}: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object, got {text!r}")
+    return value

@@ -57,6 +57,11 @@ class Learner:
         max_len: int = 1024,
     ) -> None:
         self.accelerator = Accelerator()
+        if self.accelerator.num_processes > 1:
+            raise NotImplementedError(
+                f"{self.accelerator.num_processes} processes were launched, and training runs in "
+                "one: its gradients are not yet summed over processes"
+            )
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=learning_rate, betas=betas, weight_decay=weight_decay
@@ -73,6 +78,19 @@ class Learner:
         """Freeze a copy of the present weights for a KL term."""
         frozen = copy.deepcopy(base_model(self.model)).requires_grad_(False)
         self._reference = Scorer(frozen, self.max_len)
+
+    @torch.no_grad()
+    def with_proximal(self, rows: Sequence[Row]) -> list[Row]:
+        """Return `rows` with the log-probabilities that the present weights give their tokens."""
+        totals, filled = totals_of(rows), []
+        for some in micro_batches(rows, self.micro_tokens):
+            device = self.accelerator.device
+            packed = pack(some, aggregate=token_mean, totals=totals, device=device)
+            found = self.scorer.logprobs(packed).tolist()
+            for row in some:
+                filled.append(replace(row, prox=found[: len(row.trained)]))
+                del found[: len(row.trained)]
+        return filled
 
     def improve(self, rows: Sequence[Row], advantages: np.ndarray, recipe: Recipe) -> dict:
         """Take one policy-gradient step on `rows`.

@@ -20,6 +20,7 @@ from torch import nn
 
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.policy import LLMPolicy
+from turnwise.agents.record import RecordError
 from turnwise.agents.renderer import Renderer
 from turnwise.agents.rollout import Settings, jobs_for, play
 from turnwise.envs.base import Env
@@ -31,17 +32,24 @@ from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.interrupt import Interrupt
 from turnwise.trainers.learner import Learner, TrainingDiverged
 from turnwise.trainers.model import add_lora, load_model, save_model
-from turnwise.trainers.recipe import Recipe
+from turnwise.trainers.recipe import Recipe, every_group
 from turnwise.trainers.recipes import recipe as recipe_named
 from turnwise.trainers.run_folder import RunFolder
 from turnwise.trainers.turns import turn_table
 from turnwise.trainers.watch import Alarms, losses, rollout_metrics
+
+ROUNDS = 4
+"""Most batches that a step plays to find groups worth training on."""
 
 
 class TooManyLost(SandboxError):
     """More episodes of a batch were lost to errors than `max_failed` allows."""
 
     retryable = False
+
+
+RESUMABLE = (TooManyLost, TrainingDiverged, RecordError)
+"""What ends a run between two steps: the last whole step is saved first."""
 
 
 @dataclass
@@ -59,6 +67,12 @@ class Trainee:
     def of(cls, model: nn.Module, tokenizer: Any, config: TrainConfig) -> Trainee:
         """Build learner, engine and policy around a loaded model."""
         torch.set_num_threads(config.threads)
+        positions = getattr(model.config, "max_position_embeddings", config.max_tokens)
+        if config.max_tokens > positions:
+            raise ValueError(
+                f"max_tokens {config.max_tokens} is more than the {positions} positions of the "
+                "model; lower it"
+            )
         if config.lora_rank:
             model = add_lora(model, config.lora_rank, seed=config.seed)
         learner = Learner(
@@ -106,10 +120,12 @@ def train(
             anything is played; the message says what to do.
         TooManyLost, TrainingDiverged: in mid-run, after a checkpoint.
     """
-    recipe = recipe or recipe_named(config.recipe)
+    recipe = recipe or recipe_named(config.recipe, **config.options_of_recipe())
     make_env = make_env or partial(make, config.env, **config.environment_arguments())
     env = make_env()
     tasks = env.tasks("train")
+    if not len(tasks):
+        raise ValueError(f"{config.env} has no tasks in its split 'train': there is nothing to do")
     trainee = Trainee.of(*(model or load_model(config.model)), config)
     if recipe.kl_coefficient:
         trainee.learner.keep_reference()
@@ -129,27 +145,19 @@ def train(
     with Interrupt() as interrupt:
         try:
             for step in range(first, config.steps):
-                start = time.process_time()
-                groups = _play_groups(config, trainee, make_env, tasks, step, recipe)
-                played = time.process_time()
-                episodes = [episode for group in groups for episode in group.episodes]
-                folder.records.extend(episodes)
-                _require_enough(episodes, config)
-                metrics = rollout_metrics(episodes) | _update(config, trainee, groups, recipe)
-                trainee.publish()
-                metrics |= {"rollout_s": played - start, "update_s": time.process_time() - played}
-                metrics |= {"step": step + 1, "policy_version": trainee.learner.updates}
+                metrics = _step(config, trainee, make_env, tasks, step, recipe, folder)
                 warnings = alarms.check(metrics)
-                folder.log(metrics | ({"alarms": warnings} if warnings else {}))
-                if config.checkpoint_every and (step + 1) % config.checkpoint_every == 0:
-                    folder.checkpoint(step + 1, save)
+                metrics |= {"alarms": warnings} if warnings else {}
+                folder.log(metrics)
                 done = step + 1
-                yield metrics | ({"alarms": warnings} if warnings else {})
+                if config.checkpoint_every and done % config.checkpoint_every == 0:
+                    folder.checkpoint(done, save)
+                yield metrics
                 if interrupt.requested:
                     break
             folder.checkpoint(done, save)
             save_model(trainee.model, trainee.tokenizer, config.out / "model")
-        except (TooManyLost, TrainingDiverged):
+        except RESUMABLE:
             folder.checkpoint(done, save)
             raise
         finally:
@@ -157,7 +165,29 @@ def train(
             env.close()
 
 
-def _play_groups(
+def _step(
+    config: TrainConfig,
+    trainee: Trainee,
+    make_env: Callable[[], Env],
+    tasks: Sequence[Any],
+    step: int,
+    recipe: Recipe,
+    folder: RunFolder,
+) -> dict[str, Any]:
+    """Rollout, credit, update, publish: one batch of groups, and what is to be said of it."""
+    start = time.process_time()
+    groups = _sample_groups(config, trainee, make_env, tasks, step, recipe)
+    played = time.process_time()
+    episodes = [episode for group in groups for episode in group.episodes]
+    folder.records.extend(episodes)
+    _require_enough(episodes, config)
+    metrics = rollout_metrics(episodes) | _update(config, trainee, groups, recipe)
+    trainee.publish()
+    seconds = {"rollout_cpu_s": played - start, "update_cpu_s": time.process_time() - played}
+    return metrics | seconds | {"step": step + 1, "policy_version": trainee.learner.updates}
+
+
+def _sample_groups(
     config: TrainConfig,
     trainee: Trainee,
     make_env: Callable[[], Env],
@@ -165,12 +195,34 @@ def _play_groups(
     step: int,
     recipe: Recipe,
 ) -> list[Group]:
-    """Play one batch of groups, in the order of their tasks."""
-    first = config.first_task + step * config.tasks_per_step
+    """Play groups until enough of them are to be trained on: DAPO's dynamic sampling.
+
+    A recipe that keeps every group plays one round. Another plays up to `ROUNDS`, each with tasks
+    of its own, so that what a step plays follows from the step alone.
+    """
+    rounds = 1 if recipe.keep_group is every_group else ROUNDS
+    groups: list[Group] = []
+    for again in range(rounds):
+        first = config.first_task + (step * rounds + again) * config.tasks_per_step
+        prefix = f"s{step}-" if rounds == 1 else f"s{step}r{again}-"
+        groups += _play_groups(config, trainee, make_env, tasks, first, prefix)
+        kept = sum(bool(g.trainable) and recipe.keep_group(g) for g in groups)
+        if kept >= config.tasks_per_step:
+            break
+    return groups
+
+
+def _play_groups(
+    config: TrainConfig,
+    trainee: Trainee,
+    make_env: Callable[[], Env],
+    tasks: Sequence[Any],
+    first: int,
+    prefix: str,
+) -> list[Group]:
+    """Play one group per task, in the order of the tasks."""
     chosen = [tasks[(first + i) % len(tasks)] for i in range(config.tasks_per_step)]
-    jobs = jobs_for(
-        chosen, config.group_size, run_seed=config.seed, split="train", prefix=f"s{step}-"
-    )
+    jobs = jobs_for(chosen, config.group_size, run_seed=config.seed, split="train", prefix=prefix)
     settings = Settings(
         concurrency=len(jobs), max_turns=config.max_turns, max_tokens=config.max_tokens
     )
@@ -187,16 +239,18 @@ def _update(
     config: TrainConfig, trainee: Trainee, groups: Sequence[Group], recipe: Recipe
 ) -> dict[str, float]:
     """Give credit and take the optimizer steps of one batch."""
-    groups = [group for group in groups if group.trainable and recipe.keep_group(group)]
     tied = sum(len({e.reward for e in group.trainable}) < 2 for group in groups)
-    share = {"tied_groups": tied / len(groups)} if groups else {"tied_groups": 1.0}
-    if not groups:
+    kept = [g for g in groups if g.trainable and recipe.keep_group(g)][: config.tasks_per_step]
+    share = {"tied_groups": tied / len(groups), "kept_groups": float(len(kept))}
+    if not kept:
         return share
-    advantages = recipe.credit(turn_table(groups, history=recipe.history))
-    rows = rows_of(episode for group in groups for episode in group.trainable)
-    sizes = np.cumsum([0, *(len(group.trainable) for group in groups)])
+    advantages = recipe.credit(turn_table(kept, history=recipe.history))
+    rows = rows_of(episode for group in kept for episode in group.trainable)
+    if config.correct_mismatch:
+        rows = trainee.learner.with_proximal(rows)
+    sizes = np.cumsum([0, *(len(group.trainable) for group in kept)])
     metrics: list[dict[str, float]] = []
-    for part in np.array_split(np.arange(len(groups)), min(config.updates_per_step, len(groups))):
+    for part in np.array_split(np.arange(len(kept)), min(config.updates_per_step, len(kept))):
         low, high = sizes[part[0]], sizes[part[-1] + 1]
         some = [row for row in rows if low <= row.traj < high]
         metrics.append(trainee.learner.improve(some, advantages, recipe))
@@ -205,14 +259,20 @@ def _update(
 
 
 def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean over the optimizer steps of a batch; of what is called max, the largest."""
     names = dict.fromkeys(name for row in rows for name in row if name != "max_gap")
-    means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
-    return {name: max(r.get(name, 0) for r in rows) if name[:4] == "max_" else mean
-            for name, mean in means.items()}  # fmt: skip
+    seen = {name: [row[name] for row in rows if name in row] for name in names}
+    return {n: max(v) if n.startswith("max_") else float(np.mean(v)) for n, v in seen.items()}
 
 
 def _require_enough(episodes: Sequence[Episode], config: TrainConfig) -> None:
     lost = sum(not episode.outcome.trainable for episode in episodes)
+    if lost < len(episodes) and not any(episode.trainable for episode in episodes):
+        stops = sorted({f"{e.outcome.value} ({e.stop.value})" for e in episodes})
+        raise TooManyLost(
+            f"no episode of the batch holds a turn to train on: {', '.join(stops)}; is max_tokens "
+            f"{config.max_tokens} shorter than an opening?"
+        )
     if lost > config.max_failed * len(episodes):
         reasons = sorted(losses(episodes).items(), key=lambda item: -item[1])[:3]
         raise TooManyLost(

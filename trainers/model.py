@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -68,7 +69,8 @@ def load_tokenizer(name: str) -> Any:
 
 def _require_model(name: str) -> None:
     folder = Path(name)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or folder.exists()
+    parent = folder.parent != Path(".") and folder.parent.exists()
+    looks_local = name.startswith((".", "/", "~")) or folder.exists() or parent
     if not name:
         raise ModelNotFound("no model was named; give a folder or a Hugging Face name")
     if looks_local and not (folder / "config.json").is_file():
@@ -76,6 +78,15 @@ def _require_model(name: str) -> None:
             f"no model in folder {name!r}: it has no config.json; "
             "give a folder that save_pretrained wrote, or a Hugging Face name"
         )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return 16 hex digits over names, shapes and values of all weights."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)} ".encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_match(model: nn.Module, tokenizer: Any) -> None:

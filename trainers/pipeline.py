@@ -27,6 +27,7 @@ from turnwise.agents.score import Report
 from turnwise.envs.base import Env
 from turnwise.envs.types import Episode, Task
 from turnwise.trainers.learner import Learner
+from turnwise.trainers.model import fingerprint
 from turnwise.trainers.sft import demonstrations, imitate
 
 MakeEnv = Callable[[], Env]
@@ -170,7 +171,7 @@ def measure(
         split="test",
         by=by,
         floors=None if floors else {},
-        info={"temperature": temperature},
+        info={"temperature": temperature, "model": fingerprint(model)},
     )
 
 

@@ -7,6 +7,7 @@ played again is the same, so nothing is lost and nothing is there twice.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -20,12 +21,20 @@ from safetensors import SafetensorError
 from turnwise.agents.record import Position, RecordWriter
 
 KEEP = 2
+MAY_CHANGE = frozenset({"steps", "resume", "checkpoint_every", "threads", "out", "max_failed"})
+"""Settings that a resumed run may change; any other would make it a different run."""
 _UNWRITTEN = (OSError, RuntimeError, SafetensorError)
 """What the writers of a checkpoint raise on a full disk; PyTorch's is a RuntimeError."""
 
 
+MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
+
 class RunFolderError(OSError):
     """The run folder cannot be used; the message says why and what to do."""
+
+    machine = False
+    """The disk failed or is full: the command was right."""
 
 
 class RunFolder:
@@ -53,18 +62,34 @@ class RunFolder:
     def _make(self, config: dict[str, Any], resume: bool) -> None:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            used = (self.path / "metrics.jsonl").exists()
+            used = any((self.path / name).exists() for name in ("metrics.jsonl", "episodes.jsonl"))
+            if used and resume:
+                self._require_same(config)
             if not used or resume:
                 (self.path / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        except RunFolderError:
+            raise
         except OSError as error:
-            raise RunFolderError(
-                f"cannot write to run folder {self.path}: {error.strerror}; give another --out"
+            raise _failed(
+                f"cannot write to run folder {self.path}: {error.strerror}; give another --out",
+                error,
             ) from None
         if used and not resume:
             raise RunFolderError(
                 f"run folder {self.path} holds a run already; pass --resume to go on with it, or "
                 "give another --out"
             )
+
+    def _require_same(self, config: dict[str, Any]) -> None:
+        """Refuse to go on with a run under another plan; its length may change."""
+        saved = self.path / "config.json"
+        before = json.loads(saved.read_text()) if saved.exists() else config
+        for name in config.keys() | before.keys():
+            if name not in MAY_CHANGE and config.get(name) != before.get(name):
+                raise RunFolderError(
+                    f"run folder {self.path} holds a run with {name}={before.get(name)!r}, and "
+                    f"{name}={config.get(name)!r} was asked for: give the same, or another --out"
+                )
 
     def _open(self, config: dict[str, Any]) -> None:
         records = self.path / "episodes.jsonl"
@@ -95,8 +120,15 @@ class RunFolder:
     def log(self, row: dict[str, Any]) -> None:
         """Append the metrics of a step, which is then over; what is not finite becomes null."""
         finite = {name: None if _not_finite(value) else value for name, value in row.items()}
-        self.metrics.write(json.dumps(finite, allow_nan=False) + "\n")
-        self.metrics.flush()
+        try:
+            self.metrics.write(json.dumps(finite, allow_nan=False) + "\n")
+            self.metrics.flush()
+        except OSError as error:
+            raise _failed(
+                f"cannot write metrics to {self._metrics_path}: {error.strerror}; free some space "
+                "and run again with --resume",
+                error,
+            ) from None
         self._mark()
         if self.board is not None:
             for name, value in finite.items():
@@ -119,12 +151,14 @@ class RunFolder:
             shutil.rmtree(beside, ignore_errors=True)
             save(beside)
             (beside / "progress.json").write_text(json.dumps({"step": step, **self._step_end}))
+            _sync(beside)
             beside.rename(place)
         except _UNWRITTEN as error:
             shutil.rmtree(beside, ignore_errors=True)
-            raise RunFolderError(
+            raise _failed(
                 f"cannot write a checkpoint to {place}: {error}; free some space and run again "
-                "with --resume: nothing before it is lost"
+                "with --resume: nothing before it is lost",
+                error,
             ) from None
         for old in sorted(self.checkpoints.glob("step-[0-9]*[0-9]"))[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
@@ -149,3 +183,20 @@ def _board(path: Path, first: int) -> Any:
 
 def _not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
+
+
+def _failed(message: str, cause: Exception) -> RunFolderError:
+    """Return the error, with the system's number where there is one: a full disk is no misuse."""
+    error = RunFolderError(message)
+    error.machine = getattr(cause, "errno", None) in MACHINE or not isinstance(cause, OSError)
+    return error
+
+
+def _sync(folder: Path) -> None:
+    """Bring every file of a checkpoint to the disk before its name says that it is whole."""
+    for path in (*(p for p in folder.rglob("*") if p.is_file()), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

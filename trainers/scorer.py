@@ -28,7 +28,7 @@ class Scorer:
     """Scores packed rows with a causal model.
 
     Args:
-        model: a Hugging Face causal model, LoRA and distributed wrappers allowed.
+        model: a Hugging Face causal model, adapters included.
         max_len: longest sequence in tokens.
     """
 

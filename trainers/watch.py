@@ -15,6 +15,9 @@ from typing import Any, ClassVar
 
 from turnwise.envs.types import Episode
 
+TINY = 1e-2
+"""A first average below this counts as this much, so that a rise from nothing is seen too."""
+
 
 def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Return means over the trainable episodes, and how many were lost.
@@ -75,10 +78,8 @@ class Alarms:
             return []
         first = statistics.fmean(seen[: self.baseline])
         now = statistics.fmean(seen[-self.recent :])
-        if first <= 1e-3:
-            return []
-        fell = now < self.FALLS.get(name, -1.0) * first
-        rose = now > self.RISES.get(name, float("inf")) * first
+        fell = first > TINY and now < self.FALLS.get(name, -1.0) * first
+        rose = now > self.RISES.get(name, float("inf")) * max(first, TINY)
         verb = "fell" if fell else "rose"
         return [f"{name} {verb} from {first:.3g} to {now:.3g}"] if fell or rose else []
 

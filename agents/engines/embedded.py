@@ -70,6 +70,7 @@ class EmbeddedEngine:
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._waiting: list[_Session] = []
         self._decoding: list[_Session] = []
+        self._unclaimed: list[GenOutput] = []
 
     def submit(self, request: GenRequest) -> None:
         """Queue a request. Raises PromptTooLong when nothing could be sampled after the prompt."""
@@ -88,6 +89,10 @@ class EmbeddedEngine:
 
     def poll(self) -> list[GenOutput]:
         """Prefill what waits if that is worth a step, else draw one token for every live row."""
+        unclaimed, self._unclaimed = self._unclaimed, []
+        return unclaimed + self._advance()
+
+    def _advance(self) -> list[GenOutput]:
         ready = self._admissible()
         if ready and ready >= self.prefill_share * (ready + len(self._decoding)):
             return self._prefill()
@@ -97,9 +102,14 @@ class EmbeddedEngine:
         """Run requests to their end, whatever else is in flight, and return them in order."""
         for request in requests:
             self.submit(request)
+        wanted = {request.session for request in requests}
         done: dict[str, GenOutput] = {}
-        while len(done) < len(requests):
-            done.update((output.session, output) for output in self.poll())
+        while len(done) < len(wanted):
+            for output in self._advance():
+                if output.session in wanted:
+                    done[output.session] = output
+                else:
+                    self._unclaimed.append(output)
         return [done[request.session] for request in requests]
 
     @torch.no_grad()

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from turnwise.agents.engines.functional import Decoder, grouped_attention
 
-DENSE = 0.6
-"""Above this share of live rows, attention reads the slab in place instead of gathering rows."""
-
 
 class Slab:
     """Preallocated keys and values [layer][S, T, K, E] beside a `Decoder`.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from importlib import import_module
+from typing import Any
 
 from turnwise.trainers.recipe import Recipe
 
@@ -26,17 +28,29 @@ class UnknownRecipe(ValueError):
     """Raised when no recipe has the name that was asked for."""
 
 
-def recipe(name: str) -> Recipe:
-    """Return the recipe called `name`, with its default options.
+def recipe(name: str, **options: Any) -> Recipe:
+    """Return the recipe called `name`.
+
+    Args:
+        options: of the function in the recipe's file, as `gamma=0.5` for turn_rloo.
 
     Raises:
-        UnknownRecipe: there is none; the message has the nearest name.
+        UnknownRecipe: there is none, or it has no such option; the message has the nearest name.
     """
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(NAMES)}"
         raise UnknownRecipe(f"no recipe {name!r}; {hint}")
-    return import_module(f"{__name__}.{name}").RECIPE
+    module = import_module(f"{__name__}.{name}")
+    if not options:
+        return module.RECIPE
+    make = getattr(module, name)
+    known = inspect.signature(make).parameters
+    for option in options.keys() - known.keys():
+        raise UnknownRecipe(
+            f"recipe {name!r} has no option {option!r}; there are: {', '.join(known)}"
+        )
+    return make(**options)
 
 
 def recipes() -> list[Recipe]:
