@@ -43,7 +43,8 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> tuple[nn.Mod
 
     tokenizer = load_tokenizer(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelNotFound(f"cannot load a causal model from {name!r}: {reason}") from None

@@ -76,6 +76,7 @@ def warm_up(
     seed: int,
     first_task: int = 0,
     check_env: MakeEnv | None = None,
+    clock: Clock | None = None,
     watch: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> dict[str, float]:
     """Fine-tune `model` in place on demonstrations until it solves `target` of the dev tasks.
@@ -84,17 +85,19 @@ def warm_up(
         make_env: where the expert demonstrates.
         check_env: where success is measured; None takes `make_env`. RL usually starts on harder
             tasks than those that were demonstrated.
+        clock: takes the seconds of demonstrations, SFT and dev checks.
 
     Returns:
         The last row of metrics: steps taken, loss and success on dev tasks at T = 1.
     """
-    env = make_env()
+    env, clock = make_env(), clock or Clock()
     renderer = Renderer(tokenizer)
     tasks = env.tasks("train")[first_task : first_task + plan.demos]
     settings = Settings(concurrency=64, max_tokens=plan.max_tokens)
-    shown = demonstrations(
-        make_env, tasks, renderer, seed=seed, noise=plan.noise, settings=settings
-    )
+    with clock.stage("demonstrations"):
+        shown = demonstrations(
+            make_env, tasks, renderer, seed=seed, noise=plan.noise, settings=settings
+        )
     learner = Learner(
         model,
         learning_rate=plan.learning_rate,
@@ -114,9 +117,10 @@ def warm_up(
         return last["success"] >= plan.target
 
     steps = imitate(learner, shown, steps=plan.steps, batch=plan.batch, seed=seed, enough=enough)
-    for row in steps:
-        last |= row
-        watch(dict(last))
+    with clock.stage("SFT, with its checks"):
+        for row in steps:
+            last |= row
+            watch(dict(last))
     env.close()
     return last
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -66,36 +67,44 @@ class Progress:
             )
 
 
-def say_before(console: Console, out: Path, seed: int) -> None:
+def say_before(console: Console, title: str, out: Path, seed: int, moved: Path | None) -> None:
     """Say what is about to happen."""
     console.print(
-        f"[bold]turnwise demo[/bold]  FileHunt in a sandbox, a 0.2 M parameter model, seed {seed}\n"
-        f"Everything goes to {escape(str(out))}. About ten minutes on two cores.\n",
+        f"[bold]{escape(title)}[/bold]\n"
+        f"A model of 0.2 M parameters from nothing, seed {seed}. Everything goes to "
+        f"{escape(str(out))}.",
         highlight=False,
+        soft_wrap=True,
     )
+    if moved is not None:
+        console.print(f"The run that was there is now in {escape(str(moved))}.", highlight=False)
+    console.print()
 
 
-def say_result(console: Console, summary: dict[str, Any], out: Path) -> None:
+def say_result(console: Console, summary: dict[str, Any], out: Path, env: str) -> None:
     """Say in plain language what came out, and what to try next."""
     before, after = summary["before"]["success"], summary["after"]["success"]
-    floor = max((f["value"] for f in summary["before"]["floors"].values()), default=0.0)
+    floors = [f.get("value", 0.0) for f in summary["before"]["floors"].values()]
     replay = summary["replay"]
     verdict = "without a divergence" if not replay["divergences"] else "WITH DIVERGENCES"
+    command = f"{Path(sys.executable).parent}/turnwise".removeprefix(f"{Path.cwd()}/")
     console.print(
-        f"\nAfter imitation the agent solved {_rate(before)} of {before['n']} hunts that it had "
+        f"\nAfter imitation the agent solved {_rate(before)} of {before['n']} tasks that it had "
         f"never seen; after learning from its own attempts, {_rate(after)}.\n"
-        f"Random calls solve {100 * floor:.1f} %. All {replay['episodes']} evaluated episodes "
-        f"were re-executed {verdict}.\n\n"
+        f"Random calls solve {100 * max(floors, default=0.0):.1f} %. All {replay['episodes']} "
+        f"evaluated episodes were re-executed {verdict}.\n\n"
         f"  Look at it      open {out}/report.html\n"
-        f"  Read one        turnwise replay {out}/eval/after.jsonl --mode view | less\n"
-        f"  Run one again   turnwise replay {out}/eval/after.jsonl --mode execute\n"
-        f"  Evaluate more   turnwise eval turnwise/FileHunt-v1 --policy {out}/rl/model\n"
-        f"  Train your own  turnwise train --help, then docs/architecture.md",
+        f"  Read one        {command} replay {out}/eval/after.jsonl --mode view | less\n"
+        f"  Run them again  {command} replay {out}/eval/after.jsonl --mode execute\n"
+        f"  Evaluate more   {command} eval {env} --policy {out}/rl/model\n"
+        f"  Train your own  {command} train --help",
         highlight=False,
         soft_wrap=True,
     )
 
 
 def _rate(interval: dict[str, float]) -> str:
+    if "value" not in interval:
+        return "none (all were lost to errors)"
     low, high = 100 * interval["low"], 100 * interval["high"]
     return f"{100 * interval['value']:.0f} % (95 % interval {low:.0f} to {high:.0f})"

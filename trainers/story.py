@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ def write_story(
     tokenizer: Any,
     *,
     seed: int,
-    field: str = "depth",
-    title: str = "FileHunt: imitation, then turn-level reinforcement learning",
+    field: str,
+    title: str,
 ) -> dict[str, Any]:
     """Write both files and return the summary.
 
@@ -38,7 +39,7 @@ def write_story(
         reports: `before` and `after`, and the same with `_greedy`.
         rows: metrics of the training steps.
         replayed: every evaluated episode with its first divergence or None.
-        field: the task field of the breakdown.
+        field: the task field of the breakdown; empty for none.
     """
     diverged = [(path, episode, d) for path, episode, d in replayed if d is not None]
     summary = {
@@ -62,7 +63,7 @@ def write_story(
         headline=_headline(reports, summary, max(floors.values(), default=0.0)),
         curve=[{"step": row["step"], **_series(row)} for row in rows],
         floors=floors,
-        tables=[_table(reports, field)],
+        tables=[_table(reports, field)] if field else [],
         episodes=_exhibits(replayed),
         decode=tokenizer.decode,
     )
@@ -75,13 +76,13 @@ def _series(row: Mapping[str, Any]) -> dict[str, float]:
 
 def _text(summary: Mapping[str, Any]) -> str:
     before, after = summary["before"], summary["after"]
+    was, now = (100 * part["success"].get("value", math.nan) for part in (before, after))
     return (
         f"A small model imitated an expert, then learnt from {summary['steps']} batches of its own "
         "attempts with credit for each turn. The numbers are success on held-out tasks, sampled "
         "at temperature 1, with 95 % intervals over tasks.\n\n"
-        f"Success went from {100 * before['success']['value']:.1f} % to "
-        f"{100 * after['success']['value']:.1f} %; an episode took {before['turns']:.1f} turns "
-        f"before and {after['turns']:.1f} after."
+        f"Success went from {was:.1f} % to {now:.1f} %; an episode took {before['turns']:.1f} "
+        f"turns before and {after['turns']:.1f} after."
     )
 
 
