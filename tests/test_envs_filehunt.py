@@ -1,10 +1,11 @@
-"""Laws of FileHunt: a hunt follows from its task, can be solved, pays in order and leaks nothing."""
+"""Laws of FileHunt: a hunt follows from its task, can be solved, pays in order, leaks nothing."""
 
 import math
 import os
 import random
 import subprocess
 import sys
+from types import MappingProxyType
 
 import pytest
 from boxes import need_bubblewrap
@@ -41,26 +42,27 @@ def begin(env, task, seed=0):
     return env
 
 
-def solve(env, meddle=lambda env, turn: None):
-    """Play the expert, or what `meddle` returns; return (turns, reward, last info)."""
+def solve(env, stumbles=MappingProxyType({})):
+    """Play the expert, at some turns a stumble instead; return (turns, reward, last info)."""
     total, turns, done, info = 0.0, 0, False, {}
     while not done:
-        action = meddle(env, turns) or env.expert()
-        _, reward, terminated, truncated, info = env.step(action)
+        action = stumbles.get(turns)
+        _, reward, terminated, truncated, info = env.step(
+            env.expert() if action is None else action
+        )
         total, turns, done = total + reward, turns + 1, terminated or truncated
     return turns, total, info
 
 
 def solved(env):
-    turns, total, info = solve(env)
+    _, total, info = solve(env)
     return info["success"] and math.isclose(total, (env.task.depth + 1) * SHARE)
 
 
 def reach(env, index):
-    """Let the expert play until the clue of hop `index` is the last one reached."""
+    """Let the expert play until `index` clues of the chain were reached."""
     while env.reached < index:
         env.step(env.expert())
-    return env.world.hops[index]
 
 
 # ---------------------------------------------------------------- worlds
@@ -156,9 +158,8 @@ def test_an_expert_that_stumbles_twice_still_solves_within_the_slack(hunt, depth
     for task in env.tasks("test")[:4]:
         begin(env, task)
         when = rng.sample(range(env.world.expert_turns), 2)
-        turns, total, info = solve(
-            env, lambda env, turn: wrong_call(rng, env.world) if turn in when else None
-        )
+        stumbles = {turn: wrong_call(rng, env.world) for turn in when}
+        turns, total, info = solve(env, stumbles)
         assert info["success"] and total == pytest.approx((depth + 1) / 17), env.episode.actions
         assert turns <= env.world.expert_turns + 2 * 3, "a stumble costs itself, /clue and a detour"
 
@@ -166,25 +167,23 @@ def test_an_expert_that_stumbles_twice_still_solves_within_the_slack(hunt, depth
 def test_clue_always_shows_the_clue_that_was_reached_last(hunt):
     env, rng = hunt(depth=6, slack=200), random.Random(0)
     for task in env.tasks("test")[:3]:
-        begin(env, task)
-        while True:
-            clues = [hop.clue for hop in env.world.hops] + [f"code {env.world.code}"]
-            for _ in range(2):
-                assert env.step(f"cat {CLUE}")[0] == clues[env.reached]
-                env.step(wrong_call(rng, env.world))
-            if env.reached == 6:
-                break
-            env.step(f"cat {CLUE}")
-            env.step(env.expert())
+        world = begin(env, task).world
+        clues = [*(hop.clue for hop in world.hops), f"code {world.code}"]
+        for index, clue in enumerate(clues):
+            reach(env, index)
+            for _ in range(3):
+                assert env.step(f"cat {CLUE}")[0] == clue
+                env.step(wrong_call(rng, world))
 
 
 @pytest.mark.parametrize("task", WITH_LOOK[:4], ids=lambda task: f"hunt{task.index}")
 def test_a_wrong_candidate_pays_nothing_and_the_right_one_a_share(hunt, task):
     env = begin(hunt(slack=50), task)
     index = next(i for i, hop in enumerate(env.world.hops) if hop.kind == "look")
-    hop = reach(env, index)
+    hop = env.world.hops[index]
+    reach(env, index)
     listed = env.step(f"ls {hop.folder}")[0].split("\n")
-    assert len(listed) == 4 and hop.folder + hop.path.removeprefix(hop.folder) == hop.path
+    assert len(listed) == 4
     for name in listed:
         if hop.folder + name != hop.path:
             assert env.step(f"cat {hop.folder}{name}")[1] == 0.0 and env.reached == index
@@ -196,6 +195,15 @@ def test_a_clue_read_before_its_turn_pays_nothing(hunt):
     env = begin(hunt(depth=4), FileHunt(depth=4).tasks("test")[1])
     for hop in reversed(env.world.hops[1:]):
         assert env.step(f"cat {hop.path}")[1] == 0.0 and env.reached == 0
+
+
+@pytest.mark.xfail(strict=True, reason="a path that is not written as in the clue is not counted")
+@pytest.mark.parametrize("spelt", ["{}/", "/{}", "/.{}", "./{}"])
+def test_a_clue_is_reached_however_its_path_is_written(hunt, spelt):
+    env = begin(hunt(depth=2), FileHunt(depth=2).tasks("test")[0])
+    shown, reward, *_ = env.step("cat " + spelt.format(env.world.hops[0].path))
+    assert shown == env.world.hops[1].clue and reward == pytest.approx(SHARE)
+    assert env.step(f"cat {CLUE}")[0] == shown
 
 
 def test_a_code_that_is_not_the_one_at_the_end_of_the_chain_ends_the_hunt_unpaid(hunt):
@@ -257,6 +265,13 @@ def box_of(env):
     return shared_sandbox("filehunt")
 
 
+def kill_kernel(env):
+    """Kill the process in the box that reads the trees; the box lives on."""
+    box = box_of(env)
+    pid = box.cell("import os; print(os.getpid())", kernel=filehunt_box.KERNEL).text.strip()
+    box.exec(["sh", "-c", f"kill -9 {pid}"])
+
+
 def test_attempts_at_one_task_read_one_tree_that_is_written_once(hunt):
     task = FileHunt().tasks("test")[101]
     first, second = begin(hunt(), task), hunt()
@@ -304,12 +319,23 @@ def test_a_box_that_dies_is_an_infrastructure_failure_and_a_fresh_hunt_gets_a_fr
 def test_a_kernel_that_dies_is_one_too_and_the_next_hunt_gets_its_files(hunt):
     tasks = FileHunt(depth=3).tasks("test")[410:412]
     env = begin(hunt(), tasks[0])
-    box = box_of(env)
-    pid = box.cell("import os; print(os.getpid())", kernel=filehunt_box.KERNEL).text.strip()
-    box.exec(["sh", "-c", f"kill -9 {pid}"])
+    kill_kernel(env)
     with pytest.raises(SandboxError):
         env.step(f"cat {START}")
     assert solved(begin(hunt(), tasks[0])) and solved(begin(env, tasks[1]))
+
+
+@pytest.mark.xfail(strict=True, reason="who read in the old kernel drops trees of the new one")
+def test_who_read_before_a_kernel_died_takes_no_tree_from_who_reads_after(hunt, monkeypatch):
+    monkeypatch.setattr(filehunt_box, "KEEP", 0)
+    task = FileHunt(depth=3).tasks("test")[420]
+    before, after = begin(hunt(), task), begin(hunt(), task)
+    kill_kernel(before)
+    with pytest.raises(SandboxError):
+        after.step(f"cat {START}")
+    begin(after, task)
+    before.close()
+    assert solved(after)
 
 
 # ---------------------------------------------------------------- odd arguments

@@ -280,7 +280,7 @@ def test_attempts_of_a_group_start_alike_and_are_sampled_apart():
         assert len({e.turns[0].action_ids for e in attempts}) == 3
 
 
-def test_a_seat_is_asked_in_order_and_sees_what_was_said_before():
+def test_a_seat_is_asked_in_order_and_sees_all_that_was_said():
     seen = []
 
     def act(seat):
@@ -291,8 +291,8 @@ def test_a_seat_is_asked_in_order_and_sees_what_was_said_before():
     for name in "01":
         mine = [row for row in seen if row[0] == f"{name}.0"]
         assert [turn for _, turn, _, _ in mine] == [0, 1, 2]
-        # What it has just read comes beside the seat, as `news`; the seat holds the turns before.
-        assert mine[2][2] == ["user", "assistant", "user", "assistant"]
+        assert mine[0][2] == ["user"]
+        assert mine[2][2] == ["user", "assistant", "user", "assistant", "user"]
         assert {index for *_, index in mine} == {int(name)}
 
 

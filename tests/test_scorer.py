@@ -223,14 +223,25 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(budget):
     assert relative_gap(summed, expected) < 1e-5
 
 
-def test_micro_batches_keep_a_group_and_an_episode_in_one_piece():
-    plain = [e for e in episodes() if len(e.segments) == 1]
-    for some, shared in ((episodes(), lambda row: row.traj), (plain, lambda row: row.prompt)):
-        parts = list(micro_batches(rows_of(some), 1))
-        seen = [
-            shared(row) for part in parts for row in {shared(row): row for row in part}.values()
-        ]
-        assert len(parts) > 1 and len(seen) == len(set(seen))
+def test_micro_batches_keep_an_episode_in_one_piece_and_its_group_while_there_is_room():
+    rows = rows_of(episodes())
+    parts = list(micro_batches(rows, 1))
+    seen = [traj for part in parts for traj in {row.traj for row in part}]
+    assert len(parts) > 1 and len(seen) == len(set(seen))
+    assert len(parts) == len(set(seen)), "a budget of one token leaves one episode in each"
+    assert list(micro_batches(rows, 10**6)) == [rows]
+
+
+def test_micro_batches_stay_within_the_budget_also_where_all_tasks_open_alike():
+    rng = random.Random(3)
+    opening = words(rng, 20, 20)
+    alike = [episode(segment(rng, opening, turns=2)) for _ in range(30)]
+    rows = rows_of(alike)
+    assert len({row.prompt for row in rows}) == 1
+    budget = 4 * max(map(len, rows)) + len(rows[0].prompt)
+    parts = list(micro_batches(rows, budget))
+    assert len(parts) > 5
+    assert all(len(part[0].prompt) + sum(map(len, part)) <= budget for part in parts)
 
 
 def test_long_neighbours_change_no_logprob():

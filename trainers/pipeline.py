@@ -59,12 +59,20 @@ class WarmUp:
     steps: int = 500
     batch: int = 16
     learning_rate: float = 6e-3
+    decay_from: float = 1.0
+    """Share of the steps after which the learning rate falls linearly to a twentieth."""
     target: float = 0.4
     """Stop at this success on `check_tasks`; a step count alone ends anywhere between 0 and 1."""
     check_every: int = 25
     check_tasks: int = 150
     max_tokens: int = 1024
     max_new_tokens: int = 16
+
+    def rate(self, step: int) -> float:
+        """Return the factor of the learning rate: up over 20 steps, level, then down."""
+        start = self.decay_from * self.steps
+        left = (self.steps - step) / max(self.steps - start, 1) if step > start else 1.0
+        return min(1.0, (step + 1) / 20) * max(left, 0.05)
 
 
 def warm_up(
@@ -101,7 +109,7 @@ def warm_up(
     learner = Learner(
         model,
         learning_rate=plan.learning_rate,
-        schedule=lambda step: min(1.0, (step + 1) / 20),
+        schedule=plan.rate,
         weight_decay=0.01,
         max_len=plan.max_tokens,
     )
