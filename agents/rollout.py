@@ -16,50 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from turnwise.agents.engines.base import EngineError
+from turnwise.agents.jobs import Job, jobs_for
 from turnwise.agents.ledger import Ledger
 from turnwise.agents.policy import Policy, Reply, Seat
 from turnwise.envs.base import Env
 from turnwise.envs.pool import Answer, EnvPool, StepTimeout
-from turnwise.envs.seeds import derive
-from turnwise.envs.types import Episode, Message, Outcome, Segment, Stop, Task, Turn
+from turnwise.envs.types import Episode, Message, Outcome, Segment, Stop, Turn
 from turnwise.sandboxes.base import SandboxError
 
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One attempt to be played. Its seeds follow from the run's seed and its name alone."""
-
-    task: Task
-    group: str
-    replica: int
-    env_seed: int
-    policy_seed: int
-
-    @property
-    def id(self) -> str:
-        """Unique in a run."""
-        return f"{self.group}.{self.replica}"
-
-
-def jobs_for(
-    tasks: Iterable[Task], replicas: int = 1, *, run_seed: int, split: str, prefix: str = ""
-) -> list[Job]:
-    """Return `replicas` jobs per task; the attempts at a task start from the same state.
-
-    Args:
-        prefix: put before the group's name, to keep the steps of a run apart.
-    """
-    return [
-        Job(
-            task,
-            f"{prefix}{index}",
-            replica,
-            derive(run_seed, "env", split, task.key),
-            derive(run_seed, "policy", prefix, split, task.key, index, replica),
-        )
-        for index, task in enumerate(tasks)
-        for replica in range(replicas)
-    ]
+__all__ = ["Job", "Settings", "jobs_for", "play"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

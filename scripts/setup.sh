@@ -22,6 +22,12 @@ find_python() {
             return
         fi
     done
+    if [ -z "${1:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing python3-venv"
+        apt-get update -q >/dev/null 2>&1 || true
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+            python3 python3-venv >/dev/null 2>&1 && find_python again && return
+    fi
     fail "need Python 3.11 or newer with venv; run \`sudo apt-get install python3 python3-venv\`"
 }
 
