@@ -23,8 +23,8 @@ from turnwise.agents.engines.base import (
     ScoreRequest,
 )
 from turnwise.agents.engines.embedded import EmbeddedEngine
-from turnwise.agents.engines.sampling import sample, uniforms
 from turnwise.agents.engines.recompute import Recompute
+from turnwise.agents.engines.sampling import sample, uniforms
 from turnwise.agents.engines.slab import Slab
 from turnwise.trainers.model import add_lora
 
