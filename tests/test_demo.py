@@ -77,7 +77,7 @@ def test_every_evaluated_episode_was_replayed_without_a_divergence(twice):
     for run in twice:
         lines = [json.loads(line) for path in run.folder.glob("eval/*.jsonl")
                  for line in path.read_text().splitlines()]  # fmt: skip
-        episodes = [line for line in lines if "episode" in line]
+        episodes = [line for line in lines if "env_id" in line]
         replay = run.summary["replay"]
         assert replay["divergences"] == 0 and replay["first"] == []
         assert replay["episodes"] == len(episodes) == TASKS * (len(EVALUATIONS) + 2)
@@ -106,7 +106,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tag = tag
         asks = {"src", "srcset", "href", "data", "action", "poster", "xlink:href"}
-        self.fetched += [v for name, v in attributes if name in asks and not v.startswith("#")]
+        self.fetched += [v for name, v in attributes if name in asks and v and v[0] != "#"]
 
     def handle_data(self, data):
         if self.tag not in ("script", "style"):

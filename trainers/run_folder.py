@@ -7,6 +7,7 @@ played again is the same, so nothing is lost and nothing is there twice.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -130,10 +131,16 @@ class RunFolder:
                 error,
             ) from None
         self._mark()
-        if self.board is not None:
-            for name, value in finite.items():
+        self._show(finite)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        """Put the numbers on the TensorBoard; a board that cannot be written is given up."""
+        try:
+            for name, value in row.items() if self.board is not None else ():
                 if isinstance(value, (int, float)) and name != "step":
                     self.board.add_scalar(name, value, row["step"])
+        except OSError:
+            self.board = None  # metrics.jsonl holds the same
 
     def checkpoint(self, step: int, save: Callable[[Path], None]) -> Path:
         """Write a checkpoint with `save(folder)`, then drop all but the newest few.
@@ -169,7 +176,8 @@ class RunFolder:
         self.records.close()
         self.metrics.close()
         if self.board is not None:
-            self.board.close()
+            with contextlib.suppress(OSError):
+                self.board.close()
 
 
 def _board(path: Path, first: int) -> Any:
