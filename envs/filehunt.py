@@ -13,6 +13,7 @@ is worth the same in a short hunt and in a long one.
 from __future__ import annotations
 
 import json
+import posixpath
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,12 +117,13 @@ class FileHunt(ToolEnv):
         Args:
             path: The file. `/clue` is the clue that was reached last.
         """
-        hop, back = self._next_hop(), path == CLUE
+        hop, place = self._next_hop(), _absolute(path)
+        back = place == CLUE
         self._lost = not back
         answer = self._call("cat", self._here() if back else path)
         if back:
             self._detoured = False
-        elif hop is not None and path == hop.path:
+        elif hop is not None and place == hop.path:
             self.reached, self._detoured, self._lost = self.reached + 1, False, False
         return answer
 
@@ -195,7 +197,8 @@ class FileHunt(ToolEnv):
         """Run `ls` or `grep`; the agent is lost unless the clue asks for just that."""
         hop, self._lost = self._next_hop(), True
         answer = self._call(name, argument)
-        if hop is not None and hop.detour == (name, argument):
+        wanted = (name, _absolute(argument) if name == "ls" else argument)
+        if hop is not None and hop.detour == wanted:
             self._detoured, self._lost = True, False
         return answer
 
@@ -217,6 +220,11 @@ class FileHunt(ToolEnv):
         if not found:
             raise ToolFailed(text)
         return text
+
+
+def _absolute(path: str) -> str:
+    """Return the path as the tools in the box take it, however it was written."""
+    return posixpath.normpath("/" + path.lstrip("/"))
 
 
 def task_world(task: Hunt) -> World:

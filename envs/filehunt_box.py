@@ -73,6 +73,7 @@ class _Trees:
         self.box = box
         self.readers: OrderedDict[str, int] = OrderedDict()
         self.lock = threading.Lock()
+        self.lost = False
         self.run(PROGRAM)
 
     def take(self, key: str, world: World) -> None:
@@ -86,6 +87,8 @@ class _Trees:
     def release(self, key: str) -> None:
         """Count one reader less, and drop what has not been read for longest."""
         with self.lock:
+            if self.lost:
+                return  # who reads after the kernel's death counts anew, and may read this tree
             self.readers[key] -= 1
             unread = [key for key, readers in self.readers.items() if readers == 0]
             for stale in unread[: max(len(unread) - KEEP, 0)]:
@@ -96,6 +99,7 @@ class _Trees:
         """Run `code` in the box's kernel and return what it printed."""
         result = self.box.cell(code, kernel=KERNEL)
         if result.state_lost:
+            self.lost = True
             _boxes.pop(self.box.id, None)
             raise SandboxDied("the kernel that reads the trees was lost")
         if result.exit_code != 0:

@@ -75,12 +75,10 @@ def test_the_summary_has_success_before_and_after_with_intervals_and_floors(twic
 
 def test_every_evaluated_episode_was_replayed_without_a_divergence(twice):
     for run in twice:
-        lines = [json.loads(line) for path in run.folder.glob("eval/*.jsonl")
-                 for line in path.read_text().splitlines()]  # fmt: skip
-        episodes = [line for line in lines if "env_id" in line]
+        recorded = [row for path in run.folder.glob("eval/*.jsonl") for row in episodes(path)]
         replay = run.summary["replay"]
         assert replay["divergences"] == 0 and replay["first"] == []
-        assert replay["episodes"] == len(episodes) == TASKS * (len(EVALUATIONS) + 2)
+        assert replay["episodes"] == len(recorded) == TASKS * (len(EVALUATIONS) + 2)
 
 
 def test_the_summary_has_the_seconds_of_every_stage_and_their_sum(twice):
@@ -90,9 +88,26 @@ def test_the_summary_has_the_seconds_of_every_stage_and_their_sum(twice):
         assert seconds["all"] == pytest.approx(sum(stages.values()), abs=0.06) and seconds["RL"] > 0
 
 
+def episodes(path):
+    """The episodes of a record file; its head has no environment."""
+    return [row for row in map(json.loads, path.read_text().splitlines()) if "env_id" in row]
+
+
+def told(run):
+    """What happened in a run, the clock left out: every action of every episode, and the sums."""
+    paths = [*sorted(run.folder.glob("eval/*.jsonl")), run.folder / "rl/episodes.jsonl"]
+    actions = {
+        (path.name, row["id"]): [turn["action"] for turn in row["turns"]]
+        for path in paths
+        for row in episodes(path)
+    }
+    return actions, {name: part for name, part in run.summary.items() if name != "seconds"}
+
+
 def test_one_seed_tells_one_story(twice):
-    first, second = ({k: v for k, v in run.summary.items() if k != "seconds"} for run in twice)
-    assert first == second and first["steps"] == 2 and first["seed"] == 0
+    first, second = map(told, twice)
+    assert first == second and len(first[0]) == TASKS * 6 + 2 * 2 * 2
+    assert first[1]["steps"] == 2 and first[1]["seed"] == 0
 
 
 class Page(HTMLParser):
