@@ -125,7 +125,11 @@ def _segments(
         raise ValueError("the segments do not add up to the turns")
     rest = map(_turn_from_json, turns)
     return tuple(
-        Segment(turns=tuple(islice(rest, row["turns"])), inherited_ids=tuple(row["inherited_ids"]))
+        Segment(
+            turns=tuple(islice(rest, row["turns"])),
+            inherited_ids=tuple(row["inherited_ids"]),
+            sealed=row.get("sha", ""),
+        )
         for row in rows
     )
 

@@ -63,7 +63,7 @@ class Ledger:
     @property
     def segments(self) -> tuple[Segment, ...]:
         """All segments that hold a turn, the current one last. Call it when the episode ends."""
-        current = Segment(turns=tuple(self._turns), inherited_ids=self._inherited)
+        current = Segment(turns=tuple(self._turns), inherited_ids=self._inherited, sealed=self.sha)
         return (*self._closed, current) if self._turns else tuple(self._closed)
 
     def start(self, prompt_ids: Sequence[int]) -> None:

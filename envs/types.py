@@ -148,6 +148,8 @@ class Segment:
     turns: tuple[Turn, ...]
     inherited_ids: tuple[int, ...] = ()
     """After a rewrite: the rewritten history that this segment starts from, never trained on."""
+    sealed: str = field(default="", compare=False, repr=False)
+    """`sha` as the ledger computed it while the tokens were sampled; empty without a ledger."""
 
     @property
     def ids(self) -> list[int]:

@@ -16,6 +16,7 @@ from miniatures import VOCAB, naive_logprobs, other, qwen3
 from torch import Tensor
 
 from turnwise.agents.engines.embedded import EmbeddedEngine
+from turnwise.agents.ledger import Ledger
 from turnwise.agents.policy import LLMPolicy, MixturePolicy, ScriptedPolicy, bernoulli, expert
 from turnwise.agents.renderer import Renderer
 from turnwise.agents.rollout import Settings, jobs_for, play
@@ -348,6 +349,18 @@ def test_a_row_that_is_not_what_the_ledger_hashed_is_refused():
     for turns in altered:
         with pytest.raises(LedgerMismatch, match="differs from the ledger"):
             rows_of([episode(hashed(turns=turns))])
+
+
+def test_tokens_that_were_altered_after_they_were_sampled_are_not_trained_on():
+    ledger = Ledger()
+    ledger.start([1, 2, 3])
+    ledger.sampled([4, 5], [-0.5, -0.25], "stop", 0)
+    ledger.turn()
+    (sealed,) = ledger.segments
+    assert rows_of([episode(sealed)])
+    forged = replace(sealed, turns=(replace(sealed.turns[0], action_ids=(4, 6)),))
+    with pytest.raises(LedgerMismatch, match="differs from the ledger"):
+        rows_of([episode(forged)])
 
 
 def test_a_segment_without_a_prompt_is_refused():

@@ -107,7 +107,7 @@ def _row(segment: Segment, traj: int, first_turn: int, trained: Callable[[Turn],
             row.temperature.extend([turn.temperature] * len(turn.action_ids))
         row.rest.extend(turn.action_ids)
         mask += [0] * len(context) + [1] * len(turn.action_ids)
-    if digest([[*prompt, *row.rest], mask]) != segment.sha:
+    if digest([[*prompt, *row.rest], mask]) != (segment.sealed or segment.sha):
         raise LedgerMismatch("a training row differs from the ledger of its episode")
     return row
 
