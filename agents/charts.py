@@ -65,7 +65,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     size = next(power * f for f in (1, 2, 2.5, 5, 10) if power * f >= rough * 0.999)
     first = math.ceil(low / size - 1e-9)
-    return [round(k * size, 12) + 0.0 for k in range(first, math.floor(high / size + 1e-9) + 1)]
+    digits = 2 - math.floor(math.log10(size))  # relative: a series may be near 1e-13
+    return [round(k * size, digits) + 0.0 for k in range(first, math.floor(high / size + 1e-9) + 1)]
 
 
 class _Plot:
