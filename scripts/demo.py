@@ -35,6 +35,7 @@ DEMO = Course(
         decay_from=0.6,
         max_tokens=640,
         max_new_tokens=12,
+        threads=2,
     ),
 )
 
