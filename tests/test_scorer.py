@@ -35,7 +35,7 @@ from turnwise.trainers.learner import Learner
 from turnwise.trainers.model import add_lora, tiny_from_env
 from turnwise.trainers.objective import objective
 from turnwise.trainers.recipes import recipe
-from turnwise.trainers.scorer import Scorer
+from turnwise.trainers.scorer import CHUNK, Scorer
 from turnwise.trainers.surrogates import token_mean
 
 torch.set_num_threads(1)
@@ -164,6 +164,20 @@ def test_packed_rows_have_the_logprobs_and_gradients_of_a_plain_forward_pass(kin
     rows = rows_of(episodes(temperature=temperature))
     packed, expected_M = packed_of(rows), naive(model, rows)
     found_M = Scorer(model, 256).logprobs(packed)
+    torch.testing.assert_close(found_M, expected_M, rtol=1e-5, atol=1e-5)
+    expected = gradients(model, expected_M, packed)
+    assert relative_gap(gradients(model, found_M, packed), expected) < 1e-5
+
+
+def test_rows_of_very_different_lengths_do_too():
+    """Several blocks of rows, and rows longer than a chunk of queries."""
+    rng, model = random.Random(1), qwen3()
+    prompts, turns = (words(rng, 3, 9), words(rng, 200, 200)), (1, 60, 3, 40, 2, 59)
+    made = [segment(rng, prompts[i % 2], turns=n) for i, n in enumerate(turns)]
+    rows = rows_of(episode(one, name=str(i)) for i, one in enumerate(made))
+    assert max(map(len, rows)) > 2 * CHUNK and min(map(len, rows)) < CHUNK
+    packed, expected_M = packed_of(rows), naive(model, rows)
+    found_M = Scorer(model, 1024).logprobs(packed)
     torch.testing.assert_close(found_M, expected_M, rtol=1e-5, atol=1e-5)
     expected = gradients(model, expected_M, packed)
     assert relative_gap(gradients(model, found_M, packed), expected) < 1e-5

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -91,30 +92,73 @@ class Scorer:
 
 
 class _Layout:
-    """Where each flat token sits in the padded blocks that attention needs."""
+    """Where each flat token sits in the padded blocks that attention needs.
+
+    Rows of similar length share a block, so that short rows are not padded to the longest one.
+    """
 
     def __init__(self, packed: Packed) -> None:
         device = packed.ids_N.device
         self.prompts = _Block(packed.prompt_lengths, device)
-        self.rests = _Block(packed.rest_lengths, device)
         self.prompt_of_B = packed.prompt_of_B
-        real_GP = self.prompts.real
-        causal = torch.ones(self.rests.width, self.rests.width, dtype=torch.bool, device=device)
-        own = causal.tril().expand(self.rests.rows, -1, -1)
-        shared = real_GP[self.prompt_of_B][:, None].expand(-1, self.rests.width, -1)
-        self.rest_mask = torch.cat((shared, own), -1)
-        causal = torch.ones(self.prompts.width, self.prompts.width, dtype=torch.bool, device=device)
-        self.prompt_mask = causal.tril().expand(self.prompts.rows, -1, -1)
+        buckets = _similar(packed.rest_lengths)
+        self.rests = [_Block([packed.rest_lengths[b] for b in rows], device) for rows in buckets]
+        self.rows = [torch.tensor(rows, device=device) for rows in buckets]
+        starts = np.cumsum([0, *packed.rest_lengths])
+        order = [i for rows in buckets for b in rows for i in range(starts[b], starts[b + 1])]
+        self.order = torch.tensor(order, dtype=torch.int64, device=device)
+        self.back = self.order.argsort()
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Prompts attend to themselves; rows to their prompt and themselves."""
         cut = self.prompts.tokens
-        pk, pv = self.prompts.pad(k[:cut]), self.prompts.pad(v[:cut])
-        prompts = grouped_attention(self.prompts.pad(q[:cut]), pk, pv, self.prompt_mask)
-        keys = torch.cat((pk[self.prompt_of_B], self.rests.pad(k[cut:])), 1)
-        values = torch.cat((pv[self.prompt_of_B], self.rests.pad(v[cut:])), 1)
-        rests = grouped_attention(self.rests.pad(q[cut:]), keys, values, self.rest_mask)
-        return torch.cat((self.prompts.flat(prompts), self.rests.flat(rests)))
+        pq, pk, pv = (self.prompts.pad(x[:cut]) for x in (q, k, v))
+        prompts = _causal(pq, pk, pv, self.prompts.real[:, :0])
+        parts, start = [self.prompts.flat(prompts)], 0
+        q, k, v = (x[cut:][self.order] for x in (q, k, v))
+        rests = []
+        for block, rows in zip(self.rests, self.rows, strict=True):
+            some = slice(start, start := start + block.tokens)
+            mine = self.prompt_of_B[rows]
+            keys = torch.cat((pk[mine], block.pad(k[some])), 1)
+            values = torch.cat((pv[mine], block.pad(v[some])), 1)
+            seen = self.prompts.real[mine]
+            rests.append(block.flat(_causal(block.pad(q[some]), keys, values, seen)))
+        return torch.cat((*parts, torch.cat(rests)[self.back])) if rests else parts[0]
+
+
+CHUNK = 128
+"""Queries per attention call: keys behind the last of them are not looked at at all."""
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """Attention of each query to `seen` keys in front and to its own row up to itself.
+
+    Args:
+        q: [B, S, H, E].
+        k: [B, P + S, K, E], `v` alike: the keys in front, then those of the row.
+        seen: bool [B, P].
+    """
+    rows, width, ahead = q.shape[0], q.shape[1], seen.shape[1]
+    tril = torch.ones(width, width, dtype=torch.bool, device=q.device).tril()
+    parts = []
+    for first in range(0, width, CHUNK):
+        last = min(first + CHUNK, width)
+        own = tril[first:last, :last].expand(rows, -1, -1)
+        mask = torch.cat((seen[:, None].expand(-1, last - first, -1), own), -1)
+        end = ahead + last
+        parts.append(grouped_attention(q[:, first:last], k[:, :end], v[:, :end], mask))
+    return torch.cat(parts, 1) if parts else q
+
+
+def _similar(lengths: Sequence[int]) -> list[list[int]]:
+    """Split rows so that each is at least three quarters as long as the longest beside it."""
+    buckets: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if not buckets or lengths[row] < 0.75 * lengths[buckets[-1][0]]:
+            buckets.append([])
+        buckets[-1].append(row)
+    return buckets
 
 
 class _Block:
