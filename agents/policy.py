@@ -205,6 +205,8 @@ def random_tool(seat: Seat) -> str:
     if random_action is not None:
         return random_action(rng)
     if not seat.tools:
+        # The space draws from a generator of its own, which nobody has seeded.
+        seat.env.action_space.seed(rng.randrange(2**31))
         return seat.env.action_space.sample()
     function = rng.choice(list(seat.tools))["function"]
     words = [w for m in seat.messages for w in m["content"].split()] or ["x"]

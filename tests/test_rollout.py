@@ -419,3 +419,8 @@ def test_chance_knows_the_tools_and_is_reproducible():
     assert essences(runs[0]) == essences(runs[1])
     names = {c["name"] for e in runs[0].values() for t in e.turns for c in t.calls}
     assert names == {"look", "submit"}
+
+
+def test_chance_is_reproducible_where_there_are_no_tools():
+    runs = [played(jobs_of(), Walks, ScriptedPolicy(random_tool)) for _ in range(2)]
+    assert essences(runs[0]) == essences(runs[1])
