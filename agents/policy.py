@@ -65,7 +65,7 @@ def read(seat: Seat, renderer: Renderer, news: Sequence[Message]) -> bool:
     """Write `news` into the ledger of `seat`; return False if they do not fit.
 
     The chat template is applied once, to the opening. Later messages are appended, or, where the
-    template would rewrite the history, start an explicit branch.
+    template would rewrite the history or the agent is made to forget it, start an explicit branch.
     """
     try:
         if not seat.ledger.ids:
@@ -74,7 +74,8 @@ def read(seat: Seat, renderer: Renderer, news: Sequence[Message]) -> bool:
             stopped = seat.ledger.ids[-1] in renderer.stop_ids
             seat.ledger.context(renderer.delta(news, "stop" if stopped else "length"))
         else:
-            seat.ledger.branch(renderer.rewrite(seat.messages, seat.tools))
+            cause = "rewrite" if renderer.recall is None else "recall"
+            seat.ledger.branch(renderer.rewrite(seat.messages, seat.tools), cause)
     except ContextFull:
         return False
     return seat.ledger.room is None or seat.ledger.room > 0

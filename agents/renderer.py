@@ -8,6 +8,10 @@ reasoning), the renderer says so and the caller renders all of it again as an ex
 
     ids = renderer.open(messages)                    # turn 1: the engine samples `action` after ids
     ids += action + renderer.delta(news, finish)     # turn 2: what is new, and nothing else
+
+An agent may also be made to forget: with `recall` its prompt holds the system message and the last
+turns alone, each prompt a branch. That bounds the context of long episodes, and where an
+observation says all that matters it keeps a small model from copying its own past actions.
 """
 
 from __future__ import annotations
@@ -49,12 +53,15 @@ class Renderer:
             assistant's message, then the tokenizer's `eos_token_id` if it is another one.
         codec: Text to ids and back for this tokenizer.
         proof: What `prove` found at construction.
+        recall: Past turns that a prompt shows besides the present observation; None is all.
 
     Args:
         tokenizer: A fast Hugging Face tokenizer with a chat template, or what behaves like one.
         add_tools: Pass the tools given to `open` on to the template. Leave it off where the
             environment's system message describes them.
         template_kwargs: Variables for the template, as `{"enable_thinking": False}`.
+        recall: None takes what `remember` noted in the tokenizer, so that a model is always shown
+            what it was trained on.
 
     Raises:
         TemplateError: There is no chat template; it does not close an assistant's message with a
@@ -69,8 +76,10 @@ class Renderer:
         *,
         add_tools: bool = False,
         template_kwargs: Mapping[str, Any] | None = None,
+        recall: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
+        self.recall = noted_recall(tokenizer) if recall is None else _checked(recall)
         self._add_tools = add_tools
         self._template = Template(tokenizer, template_kwargs or {})
         self.codec = Codec(tokenizer, str(tokenizer.chat_template))
@@ -86,6 +95,8 @@ class Renderer:
 
     def extends(self, messages: Sequence[Message]) -> bool:
         """Return whether `delta` is right for these new messages; otherwise `rewrite`."""
+        if self.recall is not None:
+            return False
         return not any(message["role"] in self.proof.breaks for message in messages)
 
     def open(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
@@ -101,7 +112,9 @@ class Renderer:
         return self.codec.encode(self._template.text(talk, marked), blank)
 
     def rewrite(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
-        """Return the ids of a whole history rendered anew, for `Ledger.branch`."""
+        """Return the ids of a history rendered anew, for `Ledger.branch`: what `recall` leaves."""
+        if self.recall is not None:
+            messages = recent(messages, self.recall)
         return self.open(messages, tools)
 
     def delta(self, messages: Sequence[Message], finish: Finish) -> list[int]:
@@ -257,6 +270,35 @@ class Renderer:
         return value
 
 
+def recent(messages: Sequence[Message], turns: int) -> list[Message]:
+    """Return the system messages, the last `turns` turns and what was read after them.
+
+    A turn is what was read and the action on it.
+    """
+    system = [message for message in messages if message["role"] == "system"]
+    talk = [message for message in messages if message["role"] != "system"]
+    ends = [i + 1 for i, message in enumerate(talk[:-1]) if message["role"] == "assistant"]
+    return system + talk[([0, *ends])[-turns - 1 :][0] :]
+
+
+def remember(tokenizer: Any, recall: int | None) -> None:
+    """Note in the tokenizer, and so in the folder it is saved to, how many turns a prompt shows."""
+    if recall is not None:
+        tokenizer.init_kwargs[_RECALL] = _checked(recall)
+
+
+def noted_recall(tokenizer: Any) -> int | None:
+    """Return what `remember` noted."""
+    return getattr(tokenizer, "init_kwargs", {}).get(_RECALL)
+
+
+def _checked(recall: int) -> int:
+    if recall < 0:
+        raise ValueError(f"recall is a number of past turns, 0 or more, got {recall}")
+    return recall
+
+
+_RECALL = "turnwise_recall"
 _THOUGHT = "<think>\nfirst\n</think>\n\nls"
 _NO_THOUGHT = re.compile(r"<think>\s*</think>\s*")
 

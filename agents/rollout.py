@@ -218,6 +218,7 @@ class _Scheduler:
         self.pool.replace(live.index)
         if live.attempt <= self.settings.retries and getattr(error, "retryable", True):
             self._leave(live)
+            self.free.rotate(1)  # its place is taken first, and the pool makes a new one for it
             self.jobs.appendleft((live.job, live.attempt + 1))
             return
         outcome = Outcome.INFRA_ERROR if machine else Outcome.ENV_ERROR
@@ -257,7 +258,7 @@ class _Scheduler:
                 success=success and outcome is Outcome.OK,
                 error=error,
                 final_observation=live.observation,
-                metrics={**(metrics or {}), "drift": sum(live.seat.ledger.drift.values())},
+                metrics={**(metrics or {}), "drift": live.seat.ledger.drift["rewrite"]},
                 attempts=live.attempt,
                 wall_s=time.monotonic() - live.started,
             )

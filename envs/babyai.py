@@ -2,11 +2,13 @@
 
 The agent sees a 7 x 7 cone ahead of it, as minigrid gives it, in words:
 
-    blue key r2 red ball f3l1 wall f4
+    r2 blue key f3l1 red ball f4 wall
+    go to the red ball
 
 The key is two steps to the right, the ball three forward and one to the left; nearest first, then
-the wall straight ahead (if it is seen) and what the agent carries.
-The mission opens the episode and is not repeated. An action is one word.
+the wall straight ahead (if it is seen) and what the agent carries. The mission stands below every
+view, as minigrid repeats it in every observation, so an agent may forget all but the last one
+(`Renderer(recall=0)`). An action is one word.
 
 Chevalier-Boisvert et al., BabyAI, arXiv:1810.08272. Needs `pip install 'turnwise[babyai]'`.
 """
@@ -16,10 +18,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from turnwise.envs.babyai_bot import Oracle
 from turnwise.envs.babyai_view import describe, make_level, state_of
+from turnwise.envs.signatures import Tool
 from turnwise.envs.task_range import TaskRange
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
 from turnwise.envs.tools import reward, tool
@@ -80,13 +83,17 @@ class BabyAI(ToolEnv):
         return TaskRange(lambda i: BabyTask(level=self.level, seed=first + i), TASKS[split])
 
     def system(self) -> str:
-        """Return what the agent is told before the mission."""
+        """Return what the agent is told before the mission; in the terse format nothing.
+
+        Seven words at the head of each prompt are a third of it, and the terse format is for
+        agents that learn what they may do.
+        """
         if self.format.name == "command":
-            return f"actions: {' '.join(self.parts.tools)}"
+            return ""
         return f"{super().system()}\n\n{LEGEND}"
 
     def setup(self, task: BabyTask, rng: random.Random) -> str:
-        """Lay the level out and return the mission and the first view."""
+        """Lay the level out and return the first view and the mission."""
         if task.level != self.level:
             raise ValueError(f"this is level {self.level!r}; the task is of {task.level!r}")
         seen, _ = self._level.reset(seed=task.seed)
@@ -95,7 +102,15 @@ class BabyAI(ToolEnv):
         self._steps: list[int] = []
         self._paid = 0.0
         self._oracle = None
-        return f"{self._level.mission}\n{describe(seen['image'], self._level.carrying)}"
+        return self._tell(seen)
+
+    def _tell(self, seen: Any) -> str:
+        self._told = f"{describe(seen['image'], self._level.carrying)}\n{self._level.mission}"
+        return self._told
+
+    def _complaint(self, code: str, why: str, tool: Tool | None = None) -> str:
+        """Say what was wrong, and where the agent still is."""
+        return f"{super()._complaint(code, why, tool)}\n{self._told}"
 
     def _act(self, name: str) -> str:
         action = int(self._level.actions[name])
@@ -104,7 +119,7 @@ class BabyAI(ToolEnv):
         self._paid = float(paid)
         if terminated or truncated:
             self.finish(truncated=not terminated)
-        return describe(seen["image"], self._level.carrying)
+        return self._tell(seen)
 
     @tool
     def left(self) -> str:

@@ -1,6 +1,7 @@
 """Laws of the BabyAI adapter: minigrid's own rules and bot, seen through words."""
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -30,12 +31,12 @@ class Carried:
 
 def test_what_is_seen_is_told_nearest_first_with_its_place():
     image = view((3, -1, BALL, RED, 0), (0, 2, KEY, GREEN, 0), (4, 0, WALL, 5, 0))
-    assert describe(image, None) == "green key r2 red ball f3l1 wall f4"
+    assert describe(image, None) == "r2 green key f3l1 red ball f4 wall"
 
 
 def test_a_door_says_whether_it_is_open():
     states = [describe(view((2, 0, DOOR, RED, state)), None) for state in (0, 1, 2)]
-    assert states == [f"{word} red door f2" for word in ("open", "closed", "locked")]
+    assert states == [f"f2 {word} red door" for word in ("open", "closed", "locked")]
 
 
 def test_what_is_carried_is_told_and_nothing_is_nothing():
@@ -118,7 +119,7 @@ def faced_boxes(env, seeds):
             observation, _, terminated, *_ = env.step(env.expert())
             if terminated:
                 break
-            if "box f1 " in f"{observation} ":
+            if re.search(r"\bf1 \w+ box\b", observation):
                 env.step("toggle")
                 opened += 1
                 assert env.expert() in env.parts.tools
@@ -154,6 +155,16 @@ def test_a_malformed_action_costs_no_step_of_minigrid():
     before = env.state_hash()
     observation, *_ = env.step("fly away")
     assert observation.startswith("ToolError[unknown_tool]") and env.state_hash() == before
+
+
+def test_every_observation_tells_the_mission_and_the_view():
+    env = BabyAI()
+    observation, _ = env.reset(seed=0)
+    mission = observation.splitlines()[-1]
+    assert mission.startswith("go to ")
+    told, *_ = env.step("forward")
+    assert told.splitlines()[1:] == [mission]
+    assert env.step("fly away")[0].endswith(f"\n{told}")
 
 
 def test_the_discounted_reward_is_minigrids():

@@ -43,6 +43,9 @@ class TrainConfig:
     """Longest segment, context and actions together."""
     max_turns: int | None = None
     """A cap below the environment's own."""
+    recall: int | None = None
+    """Past turns that the agent is shown besides the present observation; None is what its folder
+    notes, else all."""
     micro_tokens: int = 8192
     """Tokens per forward pass of an update."""
     lora_rank: int = 0

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from turnwise.agents.renderer import remember
 from turnwise.agents.score import Report
 from turnwise.envs.base import Env
 from turnwise.envs.registry import make
@@ -51,6 +52,8 @@ class Course:
     test_tasks: int = 400
     """Held-out tasks of the test split."""
     rope_theta: float = 100.0
+    recall: int | None = None
+    """Past turns that the agent is shown; None is all. See `turnwise.agents.renderer.Renderer`."""
     warm_up: WarmUp = field(default_factory=WarmUp)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -107,6 +110,7 @@ def _imitate(course: Course, console: Console, clock: Clock) -> Any:
     with Progress(console, "imitating an expert") as bar:
         with clock.stage("model"):
             model, tokenizer = tiny_from_env(shown, seed=course.seed, rope_theta=course.rope_theta)
+            remember(tokenizer, course.recall)
         last = warm_up(
             model,
             tokenizer,

@@ -129,6 +129,7 @@ class Learner:
         advantages: np.ndarray | None,
         aggregate: Any,
     ) -> dict[str, float]:
+        rows = [row for row in rows if row.trained]  # a segment may hold others' turns alone
         totals = totals_of(rows)
         if totals.tokens == 0:
             return {"trained_tokens": 0.0}

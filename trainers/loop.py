@@ -21,7 +21,7 @@ from torch import nn
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.policy import LLMPolicy
 from turnwise.agents.record import RecordError
-from turnwise.agents.renderer import Renderer
+from turnwise.agents.renderer import Renderer, remember
 from turnwise.agents.rollout import Settings, jobs_for, play
 from turnwise.envs.base import Env
 from turnwise.envs.registry import make
@@ -86,6 +86,7 @@ class Trainee:
         )
         slots = config.tasks_per_step * config.group_size
         engine = EmbeddedEngine(learner.model, slots=slots, max_len=config.max_tokens)
+        remember(tokenizer, config.recall)
         renderer = Renderer(tokenizer)
         policy = LLMPolicy(
             engine,
