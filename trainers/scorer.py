@@ -9,6 +9,7 @@ Shape suffixes: N tokens, M trained tokens, G prompts of at most P tokens, B row
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -94,37 +95,38 @@ class Scorer:
 class _Layout:
     """Where each flat token sits in the padded blocks that attention needs.
 
-    Rows of similar length share a block, so that short rows are not padded to the longest one.
+    Sequences of similar length share a block, so that short ones are not padded to the longest.
     """
 
     def __init__(self, packed: Packed) -> None:
-        device = packed.ids_N.device
-        self.prompts = _Block(packed.prompt_lengths, device)
-        self.prompt_of_B = packed.prompt_of_B
-        buckets = _similar(packed.rest_lengths)
-        self.rests = [_Block([packed.rest_lengths[b] for b in rows], device) for rows in buckets]
-        self.rows = [torch.tensor(rows, device=device) for rows in buckets]
-        starts = np.cumsum([0, *packed.rest_lengths])
-        order = [i for rows in buckets for b in rows for i in range(starts[b], starts[b + 1])]
-        self.order = torch.tensor(order, dtype=torch.int64, device=device)
-        self.back = self.order.argsort()
+        prompts, rests = packed.prompt_lengths, packed.rest_lengths
+        self.starts_G = np.cumsum([0, *prompts])
+        starts_B = self.starts_G[-1] + np.cumsum([0, *rests])
+        device, mine_B = packed.ids_N.device, packed.prompt_of_B.tolist()
+        seen_B = [prompts[g] for g in mine_B]
+        none = _Block([], [], device)
+        self.blocks = [
+            (_Block([self.starts_G[g] for g in some], [prompts[g] for g in some], device), none)
+            for some in _similar(prompts)
+        ]
+        for some in _similar(rests, seen_B):
+            own = _Block([starts_B[b] for b in some], [rests[b] for b in some], device)
+            at = [self.starts_G[mine_B[b]] for b in some]
+            self.blocks.append((own, _Block(at, [seen_B[b] for b in some], device)))
+        self.back = torch.cat([own.index for own, _ in self.blocks]).argsort()
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Prompts attend to themselves; rows to their prompt and themselves."""
-        cut = self.prompts.tokens
-        pq, pk, pv = (self.prompts.pad(x[:cut]) for x in (q, k, v))
-        prompts = _causal(pq, pk, pv, self.prompts.real[:, :0])
-        parts, start = [self.prompts.flat(prompts)], 0
-        q, k, v = (x[cut:][self.order] for x in (q, k, v))
-        rests = []
-        for block, rows in zip(self.rests, self.rows, strict=True):
-            some = slice(start, start := start + block.tokens)
-            mine = self.prompt_of_B[rows]
-            keys = torch.cat((pk[mine], block.pad(k[some])), 1)
-            values = torch.cat((pv[mine], block.pad(v[some])), 1)
-            seen = self.prompts.real[mine]
-            rests.append(block.flat(_causal(block.pad(q[some]), keys, values, seen)))
-        return torch.cat((*parts, torch.cat(rests)[self.back])) if rests else parts[0]
+        return torch.cat([_own(own, ahead, q, k, v) for own, ahead in self.blocks])[self.back]
+
+
+def _own(own: _Block, ahead: _Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of the tokens of `own` to themselves and to those `ahead` of them. [tokens, ...]"""
+    if not ahead.width:
+        return own.flat(_causal(own.pad(q), own.pad(k), own.pad(v), own.real[:, :0]))
+    keys = torch.cat((ahead.pad(k), own.pad(k)), 1)
+    values = torch.cat((ahead.pad(v), own.pad(v)), 1)
+    return own.flat(_causal(own.pad(q), keys, values, ahead.real))
 
 
 CHUNK = 128
@@ -151,30 +153,37 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     return torch.cat(parts, 1) if parts else q
 
 
-def _similar(lengths: Sequence[int]) -> list[list[int]]:
-    """Split rows so that each is at least three quarters as long as the longest beside it."""
-    buckets: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if not buckets or lengths[row] < 0.75 * lengths[buckets[-1][0]]:
-            buckets.append([])
-        buckets[-1].append(row)
-    return buckets
+def _similar(*lengths: Sequence[int]) -> list[list[int]]:
+    """Group indices so that each of their lengths is within a third of the others'."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, some in enumerate(zip(*lengths, strict=True)):
+        key = tuple([round(math.log(max(n, 1)) / math.log(4 / 3)) for n in some])
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
 
 
 class _Block:
-    """Ragged rows as a padded block and back."""
+    """Ragged runs of the flat tokens as a padded block and back.
 
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        self.rows, self.width, self.tokens = len(lengths), max(lengths, default=0), sum(lengths)
-        counts = torch.tensor(list(lengths), device=device)
-        self.real = torch.arange(self.width, device=device) < counts[:, None]
-        self.index = self.real.flatten().nonzero()[:, 0]
+    Args:
+        starts: where each run begins in the flat row.
+        lengths: of the runs, in tokens.
+    """
+
+    def __init__(self, starts: Sequence[int], lengths: Sequence[int], device: torch.device) -> None:
+        self.width = max(lengths, default=0)
+        counts = torch.tensor(list(lengths), dtype=torch.int64, device=device)
+        steps = torch.arange(self.width, device=device)
+        self.real = steps < counts[:, None]
+        first = torch.tensor(np.array(starts, np.int64), device=device)
+        # Behind its end a run repeats its first token, which the mask hides.
+        self.places = first[:, None] + torch.where(self.real, steps, 0)
+        self.index = self.places[self.real]
 
     def pad(self, x: Tensor) -> Tensor:
-        """[tokens, ...] to [rows, width, ...], zeros behind each row."""
-        block = x.new_zeros(self.rows * self.width, *x.shape[1:])
-        return block.index_copy(0, self.index, x).unflatten(0, (self.rows, self.width))
+        """[N, ...] to [runs, width, ...]."""
+        return x[self.places]
 
     def flat(self, x: Tensor) -> Tensor:
-        """The inverse of `pad`."""
-        return x.flatten(0, 1)[self.index]
+        """[runs, width, ...] to [tokens of the runs, ...]."""
+        return x[self.real]
