@@ -119,6 +119,8 @@ class BabyAI(ToolEnv):
         self._paid = float(paid)
         if terminated or truncated:
             self.finish(truncated=not terminated)
+        elif self._oracle is not None:
+            self._oracle.see(action)
         return self._tell(seen)
 
     @tool
@@ -171,8 +173,13 @@ class BabyAI(ToolEnv):
         It depends on the actions of the episode alone, not on when it was asked before.
         """
         if self._oracle is None:
-            self._oracle = Oracle(self.level, self.task.seed)  # type: ignore[attr-defined]
-        return self.call_text(self._oracle.advise(self._steps))
+            self._oracle = self._new_oracle()
+        return self.call_text(self._oracle.advice)
+
+    def _new_oracle(self) -> Oracle:
+        if not self._steps:
+            return Oracle(self._level)
+        return Oracle.walking(self.level, self.task.seed, self._steps)  # type: ignore[attr-defined]
 
     def state_hash(self) -> str:
         """Return the hash of the whole grid, the agent and the progress of the mission."""

@@ -23,28 +23,31 @@ class _Plan(list[Any]):
 class Oracle:
     """What the bot advises, as a function of the layout and of the actions so far.
 
-    The bot keeps a map and a plan, and must see every action. It therefore walks along in a level
-    of its own, and catches up when it is asked.
+    The bot keeps a map and a plan, and must see every action from the start. Asked before the
+    first action it watches the agent's own level (`watching`); asked later it walks all of it
+    again in a level of its own (`walking`). The advice is the same, and watching costs half.
     """
 
-    def __init__(self, level: str, seed: int) -> None:
-        self._level = make_level(level)
-        self._level.reset(seed=seed)
-        self._seen = 0
+    def __init__(self, level: Any, *, own: bool = False) -> None:
+        self._level, self._own = level, own
         self._bot = self._fresh()
-        self._advice = self._replan(None)
+        self.advice = self._replan(None)
 
-    def advise(self, actions: Sequence[int]) -> str:
-        """Return the name of the action to take after `actions`.
+    @classmethod
+    def walking(cls, level: str, seed: int, actions: Sequence[int]) -> Oracle:
+        """Return the oracle of an episode that went on without one."""
+        copy = make_level(level)
+        copy.reset(seed=seed)
+        oracle = cls(copy, own=True)
+        for action in actions:
+            oracle.see(action)
+        return oracle
 
-        Args:
-            actions: All of the episode so far; each call's continue those of the call before.
-        """
-        for action in actions[self._seen :]:
+    def see(self, action: int) -> None:
+        """Take note of an action that the agent's level has carried out; renews `advice`."""
+        if self._own:
             self._level.step(action)
-            self._advice = self._replan(action)
-        self._seen = len(actions)
-        return str(self._advice)
+        self.advice = self._replan(action)
 
     def _fresh(self) -> Any:
         bot = need("minigrid.utils.baby_ai_bot", extra="babyai").BabyAIBot(self._level)

@@ -2,8 +2,8 @@
 
     python scripts/train_babyai.py --out runs/babyai
 
-`--warm-up.target` is the success on dev tasks at which imitation stops, `--train.steps` the RL
-steps after it.
+Imitation stops at `--warm-up.target` of the dev tasks, so that there is something left to learn by
+doing; `scripts/imitate_babyai.py` shows how far imitation alone goes.
 """
 
 from pathlib import Path
@@ -19,13 +19,28 @@ BABYAI = Course(
     title="BabyAI-GoToLocal: imitating the bot, then turn-level reinforcement learning",
     env="turnwise/BabyAI-GoToLocal-v1",
     test_tasks=200,
-    warm_up=WarmUp(demos=12000, noise=0.1, steps=1500, learning_rate=3e-3, target=0.5),
+    rope_theta=30.0,
+    recall=0,
+    warm_up=WarmUp(
+        demos=1500,
+        noise=0.2,
+        malformed=0.0,
+        batch=32,
+        learning_rate=3e-3,
+        target=0.5,
+        check_every=5,
+    ),
     train=TrainConfig(
         recipe="turn_rloo",
-        recipe_options='{"gamma": 0.95, "history_turns": 0}',
-        steps=60,
+        recipe_options='{"gamma": 0.9, "history_turns": 0}',
+        steps=130,
+        group_size=16,
+        updates_per_step=4,
         learning_rate=1e-3,
+        decay_from=0.5,
+        max_tokens=256,
         max_new_tokens=4,
+        threads=2,
     ),
 )
 

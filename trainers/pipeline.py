@@ -56,6 +56,9 @@ class WarmUp:
     demos: int = 3000
     """Expert episodes."""
     noise: float = 0.05
+    """Probability per turn that somebody stumbles instead, for the expert to recover from."""
+    malformed: float = 0.3
+    """Share of the stumbles that are words which call nothing."""
     steps: int = 500
     batch: int = 16
     learning_rate: float = 6e-3
@@ -85,7 +88,7 @@ def warm_up(
     first_task: int = 0,
     check_env: MakeEnv | None = None,
     clock: Clock | None = None,
-    watch: Callable[[dict[str, float]], None] = lambda row: None,
+    watch: Callable[[dict[str, float]], object] = lambda row: None,
 ) -> dict[str, float]:
     """Fine-tune `model` in place on demonstrations until it solves `target` of the dev tasks.
 
@@ -104,7 +107,13 @@ def warm_up(
     settings = Settings(concurrency=64, max_tokens=plan.max_tokens)
     with clock.stage("demonstrations"):
         shown = demonstrations(
-            make_env, tasks, renderer, seed=seed, noise=plan.noise, settings=settings
+            make_env,
+            tasks,
+            renderer,
+            seed=seed,
+            noise=plan.noise,
+            malformed=plan.malformed,
+            settings=settings,
         )
     learner = Learner(
         model,

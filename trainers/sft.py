@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -29,13 +30,11 @@ from turnwise.envs.types import Episode, Task
 from turnwise.trainers.batch import rows_of, taught
 from turnwise.trainers.learner import Learner
 
-MALFORMED_SHARE = 0.3
 
-
-def stumble(seat: Seat) -> str:
+def stumble(seat: Seat, malformed: float) -> str:
     """Do what a beginner does wrong: a random call, or now and then words that call nothing."""
     rng = random.Random(derive(seat.seed, "stumble", seat.turn))
-    if rng.random() >= MALFORMED_SHARE:
+    if rng.random() >= malformed:
         return random_tool(seat)
     words = [word for message in seat.messages for word in message["content"].split()]
     return " ".join(rng.choices(words, k=rng.randint(1, 3)))
@@ -48,6 +47,7 @@ def demonstrations(
     *,
     seed: int,
     noise: float = 0.05,
+    malformed: float = 0.3,
     settings: Settings | None = None,
 ) -> list[Episode]:
     """Return solved expert episodes, in the order of `tasks`.
@@ -55,9 +55,11 @@ def demonstrations(
     Args:
         noise: probability per turn of a `stumble` instead, from which the expert then recovers;
             those turns are not taught.
+        malformed: share of the stumbles that are words which call nothing.
     """
+    clumsy = partial(stumble, malformed=malformed)
     policy = MixturePolicy(
-        student=ScriptedPolicy(stumble, renderer=renderer, executor="student"),
+        student=ScriptedPolicy(clumsy, renderer=renderer, executor="student"),
         teacher=ScriptedPolicy(expert, renderer=renderer),
         teaches=bernoulli(1 - noise),
     )
