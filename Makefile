@@ -7,7 +7,7 @@ python := .venv/bin/python
 help:
 	@echo "make demo    train, evaluate and replay an agent; ends with runs/demo/report.html"
 	@echo "make test    run the tests"
-	@echo "make lint    check style and formatting"
+	@echo "make lint    check style, formatting and types"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 
 setup:
@@ -22,6 +22,8 @@ test: setup
 lint: setup
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
+	@mkdir -p .mypy_cache && ln -sfn .. .mypy_cache/turnwise
+	@$(python) -m mypy
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

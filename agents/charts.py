@@ -92,7 +92,8 @@ class _Plot:
         values = [row[n] for row in self.rows for n in names if _finite(row.get(n))]
         values += self.floor_values.values()
         low, high = min(values, default=0.0), max(values, default=1.0)
-        if low >= 0 and high <= 1 and high > 0.25:
+        share = self.name == "success" or high > 0.25 or low == high == 0
+        if share and low >= 0 and high <= 1:
             return 0.0, 1.0
         pad = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
         return (0.0 if 0 <= low < (high - low) else low - pad), high + pad

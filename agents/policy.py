@@ -17,6 +17,7 @@ from turnwise.agents.engines.base import Engine, GenRequest, Sampling
 from turnwise.agents.ledger import ContextFull, Ledger
 from turnwise.agents.renderer import Renderer
 from turnwise.envs.base import Env
+from turnwise.envs.hermes import HERMES
 from turnwise.envs.seeds import derive
 from turnwise.envs.types import Message
 
@@ -213,7 +214,9 @@ def random_tool(seat: Seat) -> str:
     words = [w for m in seat.messages for w in m["content"].split()] or ["x"]
     properties = function["parameters"]["properties"]
     args = {name: _random_value(rng, schema, words) for name, schema in properties.items()}
-    return seat.env.call_text(function["name"], **args)
+    if hasattr(seat.env, "call_text"):
+        return seat.env.call_text(function["name"], **args)
+    return HERMES.render(function["name"], args)  # tools offered without a `ToolEnv`
 
 
 def _random_value(rng: random.Random, schema: dict[str, Any], words: Sequence[str]) -> Any:

@@ -235,8 +235,10 @@ class RecordWriter:
             yield
         except OSError as error:
             safe = max(0, self._end.lines - 1)
+            no_folder = isinstance(error, FileExistsError | NotADirectoryError)
+            why = "its folder is a file" if no_folder else error.strerror
             self._fail(
-                f"cannot write the record: {error.strerror}. The {safe} episodes in it are safe; "
+                f"cannot write the record: {why}. The {safe} episodes in it are safe; "
                 "free space or choose a folder that you may write, then resume",
                 error,
             )

@@ -83,4 +83,4 @@ def reenact(env: Any, episode: Episode, actions: Sequence[str]) -> Iterator[Mome
 
 def _messages(info: Mapping[str, Any], role: str, observation: str) -> Sequence[Message]:
     """Return the new messages; the rollout makes the same of an environment that gives none."""
-    return info.get("messages") or [{"role": role, "content": observation}]  # type: ignore
+    return info.get("messages") or [{"role": role, "content": observation}]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from turnwise.agents.engines.base import EngineError
+from turnwise.agents.faults import in_one_line, log, malformed, place
 from turnwise.agents.jobs import Job, jobs_for
 from turnwise.agents.ledger import Ledger
 from turnwise.agents.policy import Policy, Reply, Seat
@@ -140,8 +141,8 @@ class _Scheduler:
                 self._fail(live, error)
             return True
         for seat, reply in replies:
-            if (live := self.by_key.get(seat.key)) is not None and live.seat is seat:
-                self._act(live, reply)
+            if (asked := self.by_key.get(seat.key)) is not None and asked.seat is seat:
+                self._act(asked, reply)
         return bool(replies)
 
     def _act(self, live: _Live, reply: Reply) -> None:
@@ -156,7 +157,7 @@ class _Scheduler:
         live = self.by_index.get(answer.index)
         if live is None:
             return
-        error = answer.error or _malformed(answer.value, opening=live.reply is None)
+        error = answer.error or malformed(answer.value, opening=live.reply is None)
         if error is not None:
             self._fail(live, error)
         elif live.reply is None:
@@ -214,17 +215,19 @@ class _Scheduler:
         """Give the episode another try in a fresh environment, or let it end as an error."""
         if not isinstance(error, Exception):
             raise error
-        machine = isinstance(error, (SandboxError, StepTimeout, EngineError))
+        where = live.job.id, live.attempt, live.seat.turn
+        log.debug("episode %s failed (attempt %d, turn %d)", *where, exc_info=error)
         self.pool.replace(live.index)
         if live.attempt <= self.settings.retries and getattr(error, "retryable", True):
             self._leave(live)
             self.free.rotate(1)  # its place is taken first, and the pool makes a new one for it
             self.jobs.appendleft((live.job, live.attempt + 1))
             return
+        machine = isinstance(error, (SandboxError, StepTimeout, EngineError))
         outcome = Outcome.INFRA_ERROR if machine else Outcome.ENV_ERROR
         stop = Stop.DEADLINE if isinstance(error, StepTimeout) else Stop.ERROR
-        text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        self._end(live, outcome, stop, error=text)
+        text = in_one_line(error)
+        self._end(live, outcome, stop, error=text if machine else text + place(error))
 
     def _leave(self, live: _Live) -> None:
         self.policy.close(live.seat)
@@ -270,21 +273,6 @@ class _Nobody:
 
     env_id = ""
     env_kwargs: ClassVar[dict[str, Any]] = {}
-
-
-def _malformed(value: Any, *, opening: bool) -> Exception | None:
-    """Return what is wrong with the shape of an environment's answer: a bug of its author."""
-    try:
-        observation, *numbers, info = value
-        if len(numbers) != (0 if opening else 3):
-            return TypeError(f"expected {2 if opening else 5} values, got {len(value)}")
-        if not isinstance(observation, str):
-            return TypeError(f"an observation is a str, got {type(observation).__name__}")
-        Outcome(info.get("outcome", Outcome.OK))
-        float(numbers[0] if numbers else 0.0)
-    except (TypeError, ValueError, AttributeError) as error:
-        return error
-    return None
 
 
 def _turn(live: _Live, reply: Reply, reward: float, info: Any, env_s: float) -> Turn:

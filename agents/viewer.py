@@ -6,6 +6,7 @@ security policy forbids it). Whatever an agent or an environment wrote is data i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -123,13 +124,16 @@ def write_report(
 
 
 def _write_whole(path: Path, page: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_bytes(page.encode("utf-8", "backslashreplace"))
         os.replace(unfinished, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
     return path
 
 

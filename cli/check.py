@@ -18,22 +18,20 @@ from turnwise.envs.check import Check, Report, check_env
 class Options:
     """Run the laws that every environment must keep; exit 2 if one is broken.
 
-    Seeds are honoured, environments do not disturb each other, malformed actions are answered,
-    the expert is accepted, and agents that do not try (empty, echoing, format-only, random) earn
-    nothing.
+    Seeds are honoured, mistakes are answered, an expert is paid, and who does not try is not.
 
     example:
       turnwise check turnwise/FileHunt-v1 --concurrency 32
     """
 
     env: Annotated[Positional[str], arg(metavar="ENV")]
-    """Registered id, or `module:Class`."""
+    """An id that `turnwise list` shows, or `module:Class`."""
     env_kwargs: str = "{}"
-    """JSON object passed to the environment."""
+    """JSON object of the environment's arguments, as '{"depth": 3}'."""
     concurrency: int = 8
     """Environments that are alive at once."""
     seeds: int = 8
-    """Episodes that each law plays."""
+    """Episodes that each law plays, each with a seed of its own."""
     json: bool = False
     """Print the report as a JSON object."""
 

@@ -6,7 +6,7 @@ import json
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -49,9 +49,9 @@ def table(*columns: str, rows: Iterable[Sequence[str | Text]], right: Sequence[s
     """
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     made.show_header = any(columns)
-    for name in columns:
-        side = "right" if name in right else "left"
-        made.add_column(name, justify=side, overflow="fold", no_wrap=name == columns[0])
+    for index, name in enumerate(columns):
+        side: Literal["left", "right"] = "right" if name in right else "left"
+        made.add_column(name, justify=side, overflow="fold", no_wrap=index == 0)
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +24,7 @@ from turnwise.cli.options import UsageError, json_object
 from turnwise.cli.policies import SCRIPTED, Player, language_model, scripted
 from turnwise.cli.scores import score_rows, scores
 from turnwise.envs.registry import make
-from turnwise.envs.types import Episode, Task
+from turnwise.envs.types import Episode, Stop, Task
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,15 @@ class Options:
     """
 
     env: Annotated[Positional[str], arg(metavar="ENV")]
-    """Registered id, or `module:Class`."""
+    """An id that `turnwise list` shows, or `module:Class`."""
     policy: str = "expert"
     """`expert`, `random`, `noop`, or the folder or name of a model."""
     env_kwargs: str = "{}"
-    """JSON object passed to the environment."""
+    """JSON object of the environment's arguments, as '{"depth": 3}'."""
     split: str = "test"
+    """Whose tasks: `train`, `dev` or `test`."""
     tasks: int = 100
-    """How many tasks, or all that there are."""
+    """How many; fewer where the split has fewer."""
     first_task: int = 0
     """Index of the first one."""
     replicas: int = 1
@@ -59,18 +60,19 @@ class Options:
     record: Path | None = None
     """Where episodes go; by default a file in runs/eval named after environment and policy."""
     retry_masked: bool = False
-    """Play episodes again that the machine or the environment spoilt."""
+    """Play again the episodes that an error of machine or environment spoilt."""
     seed: int = 0
+    """Of the environments and of what a model samples."""
     temperature: float = 1.0
     """Of a model; 0 is greedy."""
     max_new_tokens: int = 64
-    """Per action of a model."""
+    """Tokens of a model's action, at most."""
     max_tokens: int = 1024
-    """Longest segment of a model, context and actions together."""
+    """Tokens of a model's episode, all that it reads and writes together, at most."""
     concurrency: int = 64
     """Episodes that are live at once."""
     threads: int = 1
-    """Torch threads."""
+    """Threads of torch."""
     json: bool = False
     """Print the report as a JSON object."""
 
@@ -82,11 +84,20 @@ class Tally:
     played: int = 0
     solved: int = 0
     lost: Counter[str] = field(default_factory=Counter)
+    actions: int = 0
+    """Of a model: those with tokens."""
+    cut: int = 0
+    """Actions that the limit of tokens cut off."""
+    unread: int = 0
+    """Episodes whose opening alone is too long."""
 
     def count(self, episode: Episode) -> None:
         """Take one more episode."""
         self.played += 1
         self.solved += episode.success
+        self.actions += sum(bool(turn.action_ids) for turn in episode.turns)
+        self.cut += sum(turn.finish == "length" for turn in episode.turns)
+        self.unread += not episode.turns and episode.stop is Stop.MAX_TOKENS
         if not episode.outcome.trainable:
             self.lost[episode.error or episode.outcome.value] += 1
 
@@ -165,7 +176,7 @@ def _conclude(options: Options, report: Report, tasks: int, tally: Tally) -> int
     lost = report.masked == report.episodes
     if options.json:
         facts = {"env": options.env, "policy": options.policy, "floor": wanted, "passed": passed}
-        print_json({**facts, **report.to_json(), "lost": dict(tally.lost)})
+        print_json({**facts, **report.to_json(), "lost": dict(tally.lost), "cut": tally.cut})
     else:
         console().print(title(options.env, f"{options.policy} · {tasks} tasks of {options.split}"))
         _show(console(), options, report, tally)
@@ -180,6 +191,8 @@ def _show(out: Console, options: Options, report: Report, tally: Tally) -> None:
         out.print()
         out.print(scores(*rows))
     out.print()
+    for line in _limits(options, tally):
+        out.print(Text(line, style="yellow"))
     for reason, count in tally.lost.most_common(3):
         out.print(Text(f"masked {count}x: {reason}", style="yellow"))
     if report.masked:
@@ -188,6 +201,18 @@ def _show(out: Console, options: Options, report: Report, tally: Tally) -> None:
         word = "reached" if report.success.value >= options.floor else "missed"
         out.print(Text(f"floor {options.floor:g} {word}"))
     out.print(Text(f"record {report.record}", style="dim"))
+
+
+def _limits(options: Options, tally: Tally) -> Iterator[str]:
+    """Say where a limit, rather than the model, decided what was played."""
+    if tally.unread:
+        what = (
+            f"{tally.unread} episodes ended before their first turn: their opening is longer than"
+        )
+        yield f"{what} --max-tokens {options.max_tokens}; raise it"
+    if tally.cut:
+        what = f"{tally.cut} of {tally.actions} actions were cut at"
+        yield f"{what} --max-new-tokens {options.max_new_tokens}; raise it"
 
 
 def _floors(report: Report) -> list[tuple[str, Any]]:

@@ -32,13 +32,13 @@ class Options:
     """
 
     env: Annotated[Positional[str], arg(metavar="ENV")]
-    """Registered id, or `module:Class`."""
+    """An id that `turnwise list` shows, or `module:Class`."""
     env_kwargs: str = "{}"
-    """JSON object passed to the environment."""
+    """JSON object of the environment's arguments, as '{"depth": 3}'."""
     turns: int = 3
     """Turns of the expert to show."""
     seed: int = 0
-    """Of the example."""
+    """Of the example shown."""
     json: bool = False
     """Print a JSON object."""
 

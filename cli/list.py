@@ -22,7 +22,7 @@ class Options:
     """
 
     tag: str = ""
-    """Only environments with this tag; '' for all."""
+    """Only environments with this tag."""
     json: bool = False
     """Print a JSON object."""
 

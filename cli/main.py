@@ -16,18 +16,21 @@ VERBS = {
     "replay": "play recorded episodes again and compare",
     "view": "turn recorded episodes into one HTML page",
     "recipes": "which training methods there are, and what each does",
+    "sandbox": "boxes: list them, clean up, probe, try one, serve them",
     "doctor": "what this machine has, and how to get what it lacks",
 }
 HELP = """usage: turnwise <verb> [options]      turnwise <verb> --help
 
 {verbs}
 
-every verb takes --json (for programs) and --debug (show the traceback of an error)
+every verb takes --json (for programs) and --debug (show tracebacks)
 
 exit codes: 0 ok · 1 usage · 2 a check or floor failed · 3 a replay diverged · 4 infrastructure
 
-example:
-  turnwise info turnwise/FileHunt-v1"""
+examples:
+  turnwise list
+  turnwise info turnwise/FileHunt-v1
+  turnwise eval turnwise/FileHunt-v1 --policy expert --tasks 20"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         return _unknown(verb)
     if debug:
-        return _run(verb, rest)
+        from turnwise.cli.failures import logged
+
+        with logged():
+            return _run(verb, rest)
     return _guarded(verb, rest)
 
 

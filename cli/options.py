@@ -7,7 +7,8 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -30,7 +31,7 @@ def parse(options: type[T], verb: str, arguments: Sequence[str]) -> T:
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                options,
+                _quieter(options),
                 prog=f"turnwise {verb}",
                 args=list(arguments),
                 config=(tyro.conf.FlagCreatePairsOff,),
@@ -41,6 +42,27 @@ def parse(options: type[T], verb: str, arguments: Sequence[str]) -> T:
     except ValueError as error:  # from the dataclass itself
         raise UsageError(str(error)) from None
     raise UsageError(f"{one_line(said.getvalue())}; see `turnwise {verb} --help`")
+
+
+def _quieter(options: type[T]) -> type[T]:
+    """Return a subclass whose help leaves out defaults that say nothing: off, empty, none."""
+    hints = get_type_hints(options, include_extras=True)
+    quiet = {
+        option.name: Annotated[hints[option.name], _quiet(hints[option.name])]
+        for option in fields(options)  # type: ignore[arg-type]
+        if option.default in (None, "", (), "{}") or option.default is False
+    }
+    body = {"__annotations__": quiet, "__doc__": options.__doc__, "__module__": options.__module__}
+    made = type(options.__name__, (options,), body)
+    return dataclass(frozen=True, kw_only=True)(made)
+
+
+def _quiet(hint: Any) -> object:
+    """Return the look of one option; `FLOAT` rather than `{None}|FLOAT` for one that may be."""
+    kinds = [kind.__name__ for kind in get_args(hint) if isinstance(kind, type)]
+    if "NoneType" not in kinds:
+        return tyro.conf.arg(help_behavior_hint="")
+    return tyro.conf.arg(help_behavior_hint="", metavar=kinds[0].upper())
 
 
 def one_line(framed: str) -> str:

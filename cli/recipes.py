@@ -22,7 +22,7 @@ class Options:
       turnwise recipes turn_rloo
     """
 
-    name: Annotated[Positional[str], arg(metavar="NAME")] = ""
+    name: Annotated[Positional[str], arg(metavar="[NAME]")] = ""
     """A recipe; without it, all are listed."""
     json: bool = False
     """Print a JSON object."""

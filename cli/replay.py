@@ -23,10 +23,11 @@ from turnwise.envs.types import Episode
 class Options:
     """Play recorded episodes again; exit 3 if one of them no longer goes as it was recorded.
 
-    execute   everything the agent saw, in a fresh environment, until the first difference
-    rescore   today's rewards beside the recorded ones
-    tokens    the recorded token ids, rendered again by the tokenizer of --model
-    view      only show the episodes; needs neither environment nor model
+    modes:
+      execute   compare all that the agent saw, in a fresh environment, to the first difference
+      rescore   compare today's rewards with the recorded ones
+      tokens    compare the token ids with what the tokenizer of --model makes of the texts
+      view      only show the episodes; needs neither environment nor model
 
     example:
       turnwise replay runs/demo/eval/after.jsonl --failed --mode view
@@ -35,8 +36,9 @@ class Options:
     path: Annotated[Positional[Path], arg(metavar="PATH")]
     """A record (*.jsonl), or a run folder with episodes.jsonl."""
     mode: Literal["execute", "rescore", "tokens", "view"] = "execute"
+    """What is compared."""
     episode: str = ""
-    """Only the episode of this id."""
+    """Only the episode of this id, as `33.0`."""
     failed: bool = False
     """Only episodes that were not solved."""
     model: str = ""

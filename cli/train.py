@@ -13,7 +13,7 @@ from rich.text import Text
 
 from turnwise.cli.display import console, finite
 from turnwise.trainers.config import TrainConfig
-from turnwise.trainers.progress import Progress
+from turnwise.trainers.progress import Progress, spelled
 
 INTERRUPTED = 130
 
@@ -22,8 +22,7 @@ INTERRUPTED = 130
 class Options(TrainConfig):
     """Train a model that acts in an environment: it plays, earns credit by the turn, and improves.
 
-    The run folder gets config, metrics, every episode, checkpoints and the final model. Ctrl-C
-    saves first; the same command with --resume goes on as if nothing had happened.
+    Ctrl-C stops after the present step and saves; the same command with --resume goes on.
 
     example:
       turnwise train --env turnwise/FileHunt-v1 --model runs/demo/sft --steps 50 --out runs/mine
@@ -68,10 +67,10 @@ def _show(rows: Iterator[dict[str, Any]], config: TrainConfig) -> dict[str, Any]
 
 def _conclude(config: TrainConfig) -> None:
     model = config.out / "model"
-    measure = ["turnwise", "eval", config.env, "--policy", str(model)]
+    measure = [spelled(), "eval", config.env, "--policy", str(model)]
     if config.env_kwargs != "{}":
         measure += ["--env-kwargs", config.env_kwargs]
-    look = ["turnwise", "view", str(config.out), "-o", str(config.out / "report.html")]
+    look = [spelled(), "view", str(config.out), "-o", str(config.out / "report.html")]
     out = console()
     out.print(Text(f"\nmodel in {model}; measure it on held-out tasks, look at its episodes:"))
     for command in (measure, look):

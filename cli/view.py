@@ -35,7 +35,7 @@ class Options:
     path: Annotated[Positional[Path], arg(metavar="PATH")]
     """A record (*.jsonl), or a run folder with episodes.jsonl."""
     out: Annotated[Path, arg(aliases=["-o"])] = Path("report.html")
-    """The page."""
+    """The file to write."""
     model: str = ""
     """Folder or name of the model, to show sampled tokens as text rather than as ids."""
     failed: bool = False
@@ -43,7 +43,7 @@ class Options:
     most: int = 400
     """Show at most so many episodes, the last ones; the scores are of all."""
     replay: bool = False
-    """Execute each episode shown again and mark where it diverges."""
+    """Execute each shown episode again, and mark where it diverges."""
     json: bool = False
     """Print a JSON object."""
 

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from turnwise.envs.actions import COMMAND, FORMATS, HERMES, Action, ActionFormat, ToolCall
     from turnwise.envs.base import Env, Response, TextEnv
     from turnwise.envs.check import Report, check_env
+    from turnwise.envs.code_env import CodeEnv
     from turnwise.envs.extras import MissingExtra
     from turnwise.envs.names import UnknownName
+    from turnwise.envs.sandbox_env import SandboxEnv
     from turnwise.envs.schema import BadArgs
     from turnwise.envs.seeds import derive
     from turnwise.envs.signatures import ToolSchemaError
@@ -47,8 +49,10 @@ _HOMES = {
     "actions": ("COMMAND", "FORMATS", "HERMES", "Action", "ActionFormat", "ToolCall"),
     "base": ("Env", "Response", "TextEnv"),
     "check": ("Report", "check_env"),
+    "code_env": ("CodeEnv",),
     "extras": ("MissingExtra",),
     "names": ("UnknownName",),
+    "sandbox_env": ("SandboxEnv",),
     "schema": ("BadArgs",),
     "seeds": ("derive",),
     "signatures": ("ToolSchemaError",),
@@ -66,6 +70,7 @@ __all__ = [
     "Action",
     "ActionFormat",
     "BadArgs",
+    "CodeEnv",
     "DuplicateEnv",
     "Env",
     "EnvSpec",
@@ -77,6 +82,7 @@ __all__ = [
     "Outcome",
     "Report",
     "Response",
+    "SandboxEnv",
     "Segment",
     "Stop",
     "Task",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -103,7 +103,13 @@ class Env(gymnasium.Env[str, str]):
                     f"got {type(task).__name__}; take one from tasks(split)"
                 )
             return task
-        tasks = self.tasks(self.known_split(options.get("split", "train")))
+        split = self.known_split(options.get("split", "train"))
+        tasks = self.tasks(split)
+        if not len(tasks):
+            raise ValueError(
+                f"{type(self).__name__} has no tasks in its split {split!r}; "
+                "tasks(split) must return some"
+            )
         return tasks[derive(seed, "task") % len(tasks)]
 
     def known_split(self, split: str) -> str:
@@ -115,6 +121,11 @@ class Env(gymnasium.Env[str, str]):
         if split not in self.splits:
             raise UnknownName(f"no split {split!r}; {hint(str(split), self.splits)}")
         return split
+
+
+def is_mute(messages: Iterable[Message]) -> bool:
+    """Return whether an opening says nothing besides the system prompt."""
+    return not any(said["content"].strip() for said in messages if said["role"] != "system")
 
 
 @dataclass(slots=True)

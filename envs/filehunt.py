@@ -202,12 +202,12 @@ class FileHunt(ToolEnv):
             self._detoured, self._lost = True, False
         return answer
 
-    def respond(self, action: str) -> Response | str:
+    def respond(self, action: str) -> Response:
         """Answer a turn; one that calls no tool of ours loses the thread, too."""
         lost = self._lost
         self._lost = True
         answer = super().respond(action)
-        code = answer.info.get("error") if isinstance(answer, Response) else None
+        code = answer.info.get("error")
         self._lost = lost if code == "timeout" else self._lost
         return answer
 

@@ -99,7 +99,8 @@ def make_world(rng: random.Random, depth: int, *, siblings: int = 3, decoys: flo
         decoys: share of those that lead astray instead of holding nothing.
     """
     folders, tags = rng.sample(WORDS, depth), rng.sample(WORDS, depth)
-    hops, files = [], {}
+    hops: list[Hop] = []
+    files: dict[str, str] = {}
     for folder, tag in zip(folders, tags, strict=True):
         hop, others = _hop(rng, folder, tag, siblings)
         hops.append(hop)

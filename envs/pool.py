@@ -26,7 +26,7 @@ class StepTimeout(RuntimeError):
 class Answer(NamedTuple):
     """What came back from environment `index`: a value, or the exception that it raised."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks for
     value: Any
     error: BaseException | None = None
     seconds: float = 0.0
@@ -123,7 +123,14 @@ class EnvPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(self, index: int, env: Env, call: Callable, args: tuple, kwargs: dict) -> None:
+    def _submit(
+        self,
+        index: int,
+        env: Env,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
         worker = self._workers[index]
         if worker is None:
             worker = self._workers[index] = _Worker(self._done)
@@ -158,11 +165,11 @@ class EnvPool:
 class _Worker:
     """A thread that makes the calls of one environment, one after another."""
 
-    def __init__(self, done: queue.SimpleQueue) -> None:
-        self.inbox: queue.SimpleQueue = queue.SimpleQueue()
+    def __init__(self, done: queue.SimpleQueue[Any]) -> None:
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(done,), daemon=True).start()
 
-    def _run(self, done: queue.SimpleQueue) -> None:
+    def _run(self, done: queue.SimpleQueue[Any]) -> None:
         while (job := self.inbox.get()) is not None:
             ticket, index, call, args, kwargs = job
             start = time.perf_counter()

@@ -22,7 +22,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import env_checker
 
 from turnwise.envs import fuzz
-from turnwise.envs.base import Env
+from turnwise.envs.base import Env, is_mute
 from turnwise.envs.playing import (
     MAX_TURNS,
     Broken,
@@ -192,6 +192,8 @@ def info_is_complete(subject: Subject) -> str:
     with subject.open() as env:
         played = start(env, subject.seeds[0])
         _has(played.info, "reset", task=Task, messages=list, tools=list, state=str)
+        if is_mute(played.info["messages"]):
+            raise Broken("the opening is empty", "return from setup what the agent reads first")
         played = play(env, subject.seeds[0])
         _has(played.info, "step", messages=list, state=str, rewards=dict, calls=list)
         _has(played.info, "the last step", success=bool)

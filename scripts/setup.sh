@@ -7,28 +7,55 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 readonly TORCH="torch==2.13.0"
 readonly CPU_INDEX="https://download.pytorch.org/whl/cpu"
 readonly VENV=".venv"
+readonly PYTHONS=(python3.13 python3.12 python3.11 python3)
 readonly PY="$VENV/bin/python"
 readonly STAMP="$VENV/turnwise-setup"
 
 say() { if [ -t 2 ]; then printf '\033[2m%s\033[0m\n' "$*"; else printf '%s\n' "$*"; fi >&2; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
+# A Python that is new enough and can make environments: Debian and Ubuntu pack ensurepip apart.
 find_python() {
     local name
-    for name in python3.13 python3.12 python3.11 python3; do
+    for name in "${PYTHONS[@]}"; do
         if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
             >/dev/null 2>&1; then
             command -v "$name"
             return
         fi
     done
-    if [ -z "${1:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        say "installing python3-venv"
-        apt-get update -q >/dev/null 2>&1 || true
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-            python3 python3-venv >/dev/null 2>&1 && find_python again && return
+    return 1
+}
+
+# The apt packages that would give one.
+lacking() {
+    local name
+    for name in "${PYTHONS[@]}"; do
+        "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11)
+            or print("python%d.%d-venv" % sys.version_info[:2]))' 2>/dev/null && return
+    done
+    if command -v python3 >/dev/null; then
+        echo "python3.11 python3.11-venv" # the usual one is older
+    else
+        echo "python3 python3-venv"
     fi
-    fail "need Python 3.11 or newer with venv; run \`sudo apt-get install python3 python3-venv\`"
+}
+
+install_python() {
+    local packages
+    packages="$(lacking)"
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing $packages"
+        # shellcheck disable=SC2086  # several words
+        apt_install $packages && find_python >/dev/null && return
+    fi
+    fail "need Python 3.11 or newer with venv; run \`sudo apt-get install $packages\`"
+}
+
+apt_install() {
+    apt-get -qq update </dev/null >/dev/null || true # one source of many may be down
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" \
+        </dev/null >/dev/null
 }
 
 # What decides the contents of .venv; a copied checkout has another path and gets its own.
@@ -76,6 +103,7 @@ usable() {
 make_venv() {
     usable && return
     local python
+    find_python >/dev/null || install_python
     python="$(find_python)"
     say "[1/4] $VENV with $("$python" --version)"
     rm -rf "$VENV"
@@ -92,9 +120,7 @@ install_bubblewrap() {
     command -v bwrap >/dev/null && return
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         say "[4/4] bubblewrap, which runs the sandboxes"
-        export DEBIAN_FRONTEND=noninteractive
-        { apt-get -qq update && apt-get -qq install -y --no-install-recommends bubblewrap; } \
-            </dev/null >/dev/null && return
+        apt_install bubblewrap && return
     fi
     say "[4/4] sandboxes need bubblewrap; run \`sudo apt-get install bubblewrap\`"
 }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
+import resource
 import shlex
 import sys
 from dataclasses import fields
@@ -15,7 +18,7 @@ from fakes import Guess
 
 from turnwise.cli.main import VERBS, main
 from turnwise.cli.options import parse
-from turnwise.envs.tools import reward
+from turnwise.envs.tools import reward, tool
 from turnwise.sandboxes.base import NoSafeSandbox
 
 OK, USAGE, FAILED, DIVERGED, INFRASTRUCTURE = range(5)
@@ -50,6 +53,46 @@ class Buggy(Guess):
 
     def tasks(self, split):
         return {}["nothing"]
+
+
+class Mute(Guess):
+    """Says nothing at the start."""
+
+    def setup(self, task, rng):
+        super().setup(task, rng)
+        return ""
+
+
+class Endless(Guess):
+    """Says too much at the start."""
+
+    def setup(self, task, rng):
+        return super().setup(task, rng) + " blah" * 2000
+
+
+class Barren(Guess):
+    """Has nothing to solve."""
+
+    def tasks(self, split):
+        return []
+
+
+class Boundless(Guess):
+    """Pays what no number holds."""
+
+    def solved(self, episode):
+        return math.inf
+
+    solved = reward(weight=1.0)(solved)
+
+
+class Trap(Guess):
+    """Breaks when it is used."""
+
+    @tool
+    def look(self, number: int) -> str:
+        """Compare."""
+        raise ZeroDivisionError("the trap")
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +133,18 @@ def test_the_help_of_a_verb_shows_an_example_that_parses(verb, turnwise):
 
 
 @pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_fits_a_terminal_and_is_free_of_what_says_nothing(
+    verb, turnwise, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "100")
+    _, out, _ = turnwise(f"{verb} --help")
+    page = out.split("subcommands")[0]
+    assert max(map(len, page.splitlines())) <= 100
+    for noise in ("None", "False", "(default: )", "(default: '", "{None}"):
+        assert noise not in page
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_takes_json_and_explains_its_exit_code(verb):
     module = import_module(f"turnwise.cli.{verb}")
     assert "json" in {field.name for field in fields(module.Options)}
@@ -122,6 +177,9 @@ MISTAKES = {
     "eval fakes:Guess --policy ./nowhere": "no model in folder './nowhere'",
     "eval fakes:Guess --by depth": "no field 'depth'",
     "eval fakes:Guess --record /proc/no/record.jsonl": "folder that you may write",
+    "eval test_cli:Barren": "has 0 tasks",
+    "check test_cli:Barren": "tasks(split) must return some",
+    "eval fakes:Guess --record a_file/record.jsonl": "its folder is a file",
     "replay nowhere.jsonl": "No such file",
     "replay .": "no episodes.jsonl",
     "view nowhere.jsonl": "No such file",
@@ -136,6 +194,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_is_answered_with_one_line_that_says_what_to_do(line, turnwise):
+    Path("a_file").touch()
     code, out, err = turnwise(line)
     assert (code, out) == (USAGE, "")
     assert err.startswith("turnwise")
@@ -158,6 +217,16 @@ def test_a_bug_is_one_line_too_until_debug_shows_where(turnwise, monkeypatch):
     monkeypatch.setenv("TURNWISE_DEBUG", "1")
     with pytest.raises(KeyError):
         main(["info", "test_cli:Buggy"])
+
+
+def test_debug_shows_where_an_episode_was_lost_and_nothing_stays_switched_on(turnwise):
+    line = "eval test_cli:Trap --tasks 1 --skip-floors"
+    code, out, err = turnwise(line)
+    assert (code, "Traceback" in err) == (INFRASTRUCTURE, False)
+    assert "masked 1x: ZeroDivisionError: the trap (test_cli.py:" in out
+    code, out, err = turnwise(f"{line} --debug --record again.jsonl")
+    assert (code, err.count("Traceback"), "in look" in err) == (INFRASTRUCTURE, 2, True)
+    assert "Traceback" not in turnwise(f"{line} --record third.jsonl")[2]
 
 
 def test_list_info_and_recipes_print_json(turnwise):
@@ -264,6 +333,20 @@ def test_what_the_machine_cannot_do_exits_4(turnwise, monkeypatch):
     assert (code, json.loads(out)["safe_sandbox"]) == (INFRASTRUCTURE, False)
 
 
+def test_a_long_line_of_a_table_is_broken_and_never_cut(turnwise, monkeypatch):
+    class Mute:
+        isolates = True
+
+        @staticmethod
+        def open(spec):
+            raise NoSafeSandbox(" ".join(f"word{k}" for k in range(60)))
+
+    monkeypatch.setattr("turnwise.sandboxes.open.BACKENDS", {"a-backend-with-a-name": Mute})
+    _, out, _ = turnwise("doctor")
+    assert "sandbox a-backend-with-a-name" in out
+    assert all(f"word{k}" in out for k in range(60))
+
+
 def test_doctor_gives_a_command_for_every_extra_that_is_missing(turnwise, monkeypatch):
     monkeypatch.setattr("turnwise.sandboxes.open.BACKENDS", {})
     monkeypatch.setattr("turnwise.cli.doctor.missing", lambda extra: ["one", "two"])
@@ -281,7 +364,9 @@ def tiny(tmp_path_factory) -> Path:
     return save_model(model, tokenizer, tmp_path_factory.mktemp("model"))
 
 
-def test_a_model_is_trained_measured_replayed_and_viewed_from_the_command_line(tiny, turnwise):
+def test_a_model_is_trained_measured_replayed_and_viewed_from_the_command_line(
+    tiny, turnwise, monkeypatch
+):
     size = "--tasks-per-step 2 --group-size 2 --max-new-tokens 4"
     code, out, _ = turnwise(
         f"train --env fakes:Guess --model {tiny} --steps 2 {size} --out run --json"
@@ -292,8 +377,89 @@ def test_a_model_is_trained_measured_replayed_and_viewed_from_the_command_line(t
     assert "--resume" in turnwise(again)[2]
     code, out, _ = turnwise(f"{again} --resume")
     assert (code, "turnwise eval fakes:Guess --policy run/model" in out) == (OK, True)
+    monkeypatch.setenv("PATH", "/nowhere")  # as in a shell that has not activated the environment
+    assert f"  {Path(sys.executable).parent}/turnwise eval" in turnwise(f"{again} --resume")[1]
 
     path = record(turnwise, more="--policy run/model --max-new-tokens 4")
     assert turnwise(f"replay {path} --mode tokens --model run/model")[0] == OK
     assert turnwise("replay run")[0] == OK
     assert turnwise("view run -o page.html --model run/model")[0] == OK
+
+
+SMALL = "--steps 1 --tasks-per-step 2 --group-size 2 --max-new-tokens 4 --out run"
+UNTRAINABLE = {
+    "test_cli:Mute": "4x ValueError: the opening is empty; reset must return what the agent reads",
+    "test_cli:Boundless": "4x solved must return a finite number, got inf",
+    "test_cli:Endless": "is max_tokens 1024 shorter than an opening?",
+}
+
+
+@pytest.mark.parametrize("env", UNTRAINABLE)
+def test_an_environment_that_cannot_be_trained_on_is_answered_with_one_line(env, tiny, turnwise):
+    code, _, err = turnwise(f"train --env {env} --model {tiny} {SMALL}")
+    assert (code, err.count("\n")) == (INFRASTRUCTURE, 1)
+    assert UNTRAINABLE[env] in err
+    assert "turnwise.cli.failures" not in err
+
+
+def test_a_tokenizer_of_another_model_is_answered_with_one_line(tiny, turnwise, tmp_path):
+    from turnwise.trainers.model import load_model, save_model, tiny_from_env
+
+    model, _ = load_model(str(tiny))
+    _, larger = tiny_from_env(Guess, tasks=40, hidden=32, layers=1, head_dim=16, ffn=32)
+    larger.add_tokens([f"<{k}>" for k in range(4000)])
+    save_model(model, larger, tmp_path / "mixed")
+    for line in (
+        f"train --env fakes:Guess --model mixed {SMALL}",
+        "eval fakes:Guess --policy mixed",
+    ):
+        code, _, err = turnwise(line)
+        assert (code, err.count("\n")) == (USAGE, 1)
+        assert "they do not belong together; load both from the same folder" in err
+
+
+def test_limits_that_decide_what_is_played_are_named_with_the_option_that_lifts_them(
+    tiny, turnwise
+):
+    model = f"--policy {tiny} --skip-floors --tasks 3"
+    _, out, _ = turnwise(f"eval fakes:Guess {model} --max-new-tokens 2 --record a.jsonl")
+    assert re.search(r"(?m)^(\d+) of \1 actions were cut at --max-new-tokens 2; raise it", out)
+    _, out, _ = turnwise(f"eval test_cli:Endless {model} --record b.jsonl")
+    assert "3 episodes ended before their first turn" in out
+    assert "longer than --max-tokens 1024; raise it" in out
+    code, out, _ = turnwise(f"train --env fakes:Guess --model {tiny} {SMALL} --json")
+    (alarm,) = json.loads(out)["alarms"]
+    assert (code, alarm) == (OK, "100% of the actions are cut at max_new_tokens; raise it")
+
+
+@contextlib.contextmanager
+def small_files(most: int = 20_000):
+    """Let no file grow beyond so many bytes, as on a disk that is nearly full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_the_fault_of_the_machine_and_the_same_command_goes_on_later(tiny, turnwise):
+    measure = "eval fakes:Guess --tasks 40 --skip-floors --record record.jsonl --json"
+    look = f"view {record(turnwise)} -o page.html"
+    train = f"train --env fakes:Guess --model {tiny} {SMALL}"
+    Path("record.jsonl").rename("six.jsonl")
+    lines = {
+        measure: "free space or choose a folder that you may write, then resume",
+        look.replace("record", "six"): "page.html: File too large; free some space",
+        train: "free some space and run again with --resume",
+    }
+    for line, cure in lines.items():
+        with small_files():
+            code, _, err = turnwise(line)
+        assert (code, err.count("\n")) == (INFRASTRUCTURE, 1)
+        assert cure in err
+    kept = Path("record.jsonl").read_bytes()
+    assert 1 < kept.count(b"\n") < 41
+    assert turnwise(measure)[0] == OK
+    assert Path("record.jsonl").read_bytes().startswith(kept)
+    assert turnwise(f"{train} --resume")[0] == OK

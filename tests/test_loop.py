@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from turnwise.trainers.model import (
     ModelNotFound,
     TokenizerMismatch,
     check_match,
+    hub_answers,
     load_model,
     save_model,
     tiny_from_env,
@@ -115,6 +117,8 @@ def test_a_run_leaves_finite_metrics_whole_records_and_a_model_that_loads(whole)
         "reward",
         "success",
         "entropy",
+        "kl_early",
+        "kl_late",
         "engine_gap",
         "rollout_cpu_s",
     ):
@@ -329,7 +333,8 @@ def test_a_few_lost_episodes_only_make_a_batch_smaller(tmp_path):
     rows = run(tmp_path / "run", env=lambda: Faulty(faults, length=2), steps=1)
     assert rows[0]["lost"] == pytest.approx(1 / 3)
     found = [r.episode for r in read_records(tmp_path / "run" / "episodes.jsonl")]
-    assert losses(found) == {"ZeroDivisionError: a bug": 4}
+    ((why, count),) = losses(found).items()
+    assert (count, why[:26]) == (4, "ZeroDivisionError: a bug (")
 
 
 def test_alarms_compare_with_the_first_steps_and_survive_a_resume():
@@ -344,6 +349,23 @@ def test_alarms_compare_with_the_first_steps_and_survive_a_resume():
         assert found == ["entropy fell from 2 to 0.1", "action_tokens rose from 5 to 27.5"]
 
 
+def test_a_policy_that_runs_away_in_late_turns_alone_sets_off_an_alarm():
+    alarms, calm = Alarms(baseline=3, recent=2), {"kl_early": 1e-3, "kl_late": 2e-3}
+    for _ in range(6):
+        assert alarms.check(calm) == []
+    assert alarms.check({**calm, "kl_late": 9e-2}) == []  # as large as that is no collapse
+    assert alarms.check({**calm, "kl_late": 0.2}) == ["kl_late rose from 0.002 to 0.145"]
+
+
+def test_actions_that_are_cut_are_told_once_also_after_a_resume():
+    bell = Alarms()
+    assert bell.check({"length_cut": 0.5}) == []
+    told = bell.check({"length_cut": 0.75})
+    assert told == ["75% of the actions are cut at max_new_tokens; raise it"]
+    bell.load_state_dict(json.loads(json.dumps(bell.state_dict())))
+    assert [bell.check({"length_cut": share}) for share in (0.9, 0.1, 0.8)] == [[]] * 3
+
+
 def test_an_alarm_is_in_the_metrics_of_its_step(tmp_path):
     class Fading(Walks):
         def step(self, action):
@@ -353,8 +375,9 @@ def test_an_alarm_is_in_the_metrics_of_its_step(tmp_path):
     rows = run(tmp_path / "run", env=Fading, steps=15, tasks_per_step=1, checkpoint_every=0)
     logged = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     for found in (rows, logged):
-        assert [row.get("alarms") for row in found[:14]] == [None] * 14
-        assert "reward fell from 2 to 0" in found[14]["alarms"]
+        alarms = [[a for a in row.get("alarms", ()) if "cut" not in a] for row in found]
+        assert alarms[:14] == [[]] * 14
+        assert "reward fell from 2 to 0" in alarms[14]
 
 
 # Bad input
@@ -391,6 +414,19 @@ def test_what_does_not_exist_is_refused_before_the_folder_is_made(tmp_path, bad,
     with pytest.raises(error, match=why):
         next(train(config))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_name_that_is_no_folder_is_not_waited_for_where_the_hub_does_not_answer(monkeypatch):
+    monkeypatch.setattr("turnwise.trainers.model.getproxies", dict)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    hub_answers.cache_clear()
+    start = time.monotonic()
+    try:
+        with pytest.raises(ModelNotFound, match="no such folder, and Hugging Face does not answer"):
+            load_model("a-name-that-nobody-took")
+    finally:
+        hub_answers.cache_clear()
+    assert time.monotonic() - start < 5
 
 
 def test_a_folder_without_a_loadable_model_says_so(tmp_path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from turnwise.trainers.objective import TokenBatch, cross_entropy, merge, objective
+from turnwise.trainers.objective import TokenBatch, cross_entropy, kl_by_turn, merge, objective
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe, recipes
 from turnwise.trainers.surrogates import (
@@ -154,6 +155,36 @@ def test_metrics_say_what_happened():
     assert got["approx_kl"] == pytest.approx((log_ratio_M.exp() - 1 - log_ratio_M).mean().item())
     assert got["entropy"] == pytest.approx(0.7)
     assert got["importance"] == 1.0 and got["engine_kl"] == 0.0
+
+
+@pytest.mark.parametrize("turns", range(1, 10))
+def test_the_turns_of_an_episode_fall_into_three_parts_alike_in_size_and_order(turns):
+    """The numerators are told apart by powers of two, so each sum names its tokens."""
+    labels = torch.arange(turns)
+    kl_M, turn_M = 2.0 ** torch.arange(2 * turns), torch.cat([7 + labels, 90 + labels])
+    parts = kl_by_turn(kl_M, turn_M, turn_M // 50)  # two episodes of as many turns
+    assert list(parts) == ["kl_early", "kl_middle", "kl_late"]
+    early, middle, late = (count / 2 for _, count in parts.values())
+    assert (early, early + middle + late) == (late, turns)
+    assert abs(middle - early) <= 1
+    thirds = [0] * int(early) + [1] * int(middle) + [2] * int(late)
+    for third, (total, _) in enumerate(parts.values()):
+        chosen = [third == other for other in thirds] * 2
+        assert total == kl_M[chosen].sum().item()
+
+
+def test_kl_by_turn_is_to_the_sampler_and_moves_only_where_the_policy_moved():
+    logprobs_M, tokens = batch()
+    still = replace(tokens, old_M=logprobs_M.detach())
+    late_M = (TURN_M == 1) | (TURN_M == 3) | (TURN_M == 6)
+    moved = replace(still, old_M=still.old_M - 0.5 * late_M)
+    quiet, loud = (
+        merge([objective(logprobs_M, t, recipe("turn_rloo"))[1]]) for t in (still, moved)
+    )
+    names = ("kl_early", "kl_middle", "kl_late")
+    assert [quiet[name] for name in names] == [0, 0, 0]
+    k3 = math.exp(0.5) - 1 - 0.5
+    assert [loud[name] for name in names] == pytest.approx([0, 0, k3])
 
 
 def test_an_extreme_ratio_gives_a_finite_loss_and_gradient():

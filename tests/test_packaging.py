@@ -47,6 +47,11 @@ def test_every_folder_with_code_is_a_listed_package():
     assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(FOLDERS)
 
 
+def test_every_package_is_type_checked():
+    tops = {name for name, folder in FOLDERS.items() if "/" not in folder}
+    assert set(PROJECT["tool"]["mypy"]["packages"]) == tops
+
+
 def test_every_top_package_says_that_it_is_typed():
     tops = [folder for folder in FOLDERS.values() if "/" not in folder]
     assert [top for top in tops if not (ROOT / top / "py.typed").is_file()] == []

@@ -27,6 +27,7 @@ from turnwise.agents.policy import (
 )
 from turnwise.agents.renderer import Renderer
 from turnwise.agents.rollout import Settings, jobs_for, play
+from turnwise.envs.hermes import HERMES
 from turnwise.envs.types import Outcome, Stop
 from turnwise.sandboxes.base import NoSafeSandbox, SandboxDied
 from turnwise.trainers.model import tiny_from_env
@@ -111,6 +112,38 @@ def test_a_second_attempt_that_works_is_the_episode_of_a_job_that_never_failed(f
     assert essences(once) == essences(calm)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("turn", [0, 2])
+def test_a_bug_of_an_environment_is_told_in_one_line_with_its_place_and_logged_whole(
+    fast, turn, caplog
+):
+    caplog.set_level("DEBUG", "turnwise")
+    bad = played(jobs_of(), lambda: Faulty({2: Fault(turn, crash)}, fast=fast))["2.0"]
+    line = crash.__code__.co_firstlineno + 2
+    assert bad.error == f"ZeroDivisionError: a bug (toys.py:{line} in crash)"
+    tries = [record for record in caplog.records if record.name == "turnwise"]
+    assert [record.exc_info[0] for record in tries] == [ZeroDivisionError] * 2
+    said = caplog.text
+    assert all(f"in {name}\n" in said for name in ("crash", "_go_wrong"))
+    assert f"episode 2.0 failed (attempt 2, turn {max(turn - 1, 0)})" in said
+
+
+def test_a_message_of_many_lines_stays_one_line_and_one_without_a_message_has_its_name():
+    def fail(message):
+        raise ValueError(message)
+
+    for message, text in (("a\nb", "ValueError: a ("), ("", "ValueError ("), ("x" * 999, "x (")):
+        env = partial(Faulty, {0: Fault(1, partial(fail, message))})
+        error = played(jobs_of(tasks=1), env)["0.0"].error
+        assert text in error and "\n" not in error and len(error) < 400
+        assert error.endswith("in fail)")
+
+
+def test_what_the_machine_did_is_told_without_a_place_in_the_code():
+    bad = played(jobs_of(), lambda: Faulty({2: Fault(1, lose)}))["2.0"]
+    assert bad.error == "SandboxDied: the box is gone"
+
+
 def test_an_error_that_no_retry_can_help_is_not_retried():
     fault = Fault(1, forbid)
     episodes = played(jobs_of(), lambda: Faulty({0: fault}))
@@ -159,7 +192,21 @@ def test_an_answer_of_the_wrong_shape_is_a_bug_of_the_environment(answer, why):
             return answer
 
     episodes = played(jobs_of(tasks=2), Odd)
-    assert all(e.outcome is Outcome.ENV_ERROR and why in e.error for e in episodes.values())
+    for episode in episodes.values():
+        assert episode.outcome is Outcome.ENV_ERROR and why in episode.error
+        assert "rollout.py" not in episode.error  # where we noticed is not where the bug is
+
+
+@pytest.mark.parametrize("opening", ["", " \n", [{"role": "system", "content": "Be brief."}]])
+def test_an_opening_that_says_nothing_is_a_bug_of_the_environment(opening):
+    class Mute(Walks):
+        def setup(self, task, rng):
+            super().setup(task, rng)
+            return opening
+
+    (episode,) = played(jobs_of(tasks=1), Mute).values()
+    assert (episode.outcome, episode.turns) == (Outcome.ENV_ERROR, ())
+    assert "the opening is empty; reset must return what" in episode.error
 
 
 @pytest.mark.parametrize("reward", [float("nan"), float("inf")])
@@ -419,6 +466,17 @@ def test_chance_knows_the_tools_and_is_reproducible():
     assert essences(runs[0]) == essences(runs[1])
     names = {c["name"] for e in runs[0].values() for t in e.turns for c in t.calls}
     assert names == {"look", "submit"}
+
+
+def test_chance_calls_the_tools_of_an_environment_that_parses_calls_itself():
+    class Own(Walks):
+        def tool_schemas(self):
+            return Guess().tool_schemas()
+
+    for episode in played(jobs_of(), Own, ScriptedPolicy(random_tool)).values():
+        for turn in episode.turns:
+            (call,) = HERMES.parse(turn.action).calls
+            assert call.name in ("look", "submit") and isinstance(call.args["number"], int)
 
 
 def test_chance_is_reproducible_where_there_are_no_tools():

@@ -201,6 +201,7 @@ def test_a_veto_drops_the_whole_trajectory_and_only_that():
     assert veto(1e-4)(log_w_M, TURN_M, TRAJ_M).tolist() == [1] * 5 + [0] * 4
     got = both(truncated(1.5), veto(1e-4))(log_w_M, TURN_M, TRAJ_M)
     assert got.tolist() == [1.5] * 5 + [0] * 4
+    assert both()(log_w_M, TURN_M, TRAJ_M).tolist() == [1] * 9  # of none: no correction
 
 
 # KL estimators: exact expectations over a three-token vocabulary

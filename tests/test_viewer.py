@@ -195,6 +195,32 @@ def test_the_band_encloses_its_line_and_the_floors_lie_at_their_values():
     assert charts.series_of(rows) == ["s"]
 
 
+def axis(svg: str) -> list[float]:
+    """The numbers on the y axis."""
+    return [float(tick) for tick in re.findall(r'class="tick y"[^>]*>([^<]*)<', svg)]
+
+
+@pytest.mark.parametrize("values", [[0, 0], [0.01, 0.02], [0, 1], [1, 1], [0.0]])
+def test_success_is_always_drawn_from_zero_to_one(values):
+    rows = [{"step": k, "success": value} for k, value in enumerate(values)]
+    ticks = axis(charts.curve(rows, "success"))
+    assert (ticks[0], ticks[-1]) == (0, 1)
+    (line,) = points(charts.curve(rows, "success"), "polyline")
+    bottom, top = 270, 12
+    assert [y for _, y in line] == pytest.approx(
+        [bottom - v * (bottom - top) for v in values], abs=0.1
+    )
+
+
+@settings(deadline=None)
+@given(st.just(0.0) | st.floats(1e-9, 1e6) | st.floats(-1e6, -1e-9))
+def test_a_series_of_one_value_lies_inside_an_axis_that_shows_it_and_no_other_sign(value):
+    ticks = axis(charts.curve([{"step": k, "loss": value} for k in range(3)], "loss"))
+    slack = 1e-3 * abs(value)  # ticks are written with four digits
+    assert len(ticks) >= 2 and ticks[0] - slack <= value <= ticks[-1] + slack
+    assert all(tick * value >= 0 for tick in ticks)
+
+
 @settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 9))
 def test_ticks_are_round_few_and_inside(low, span, count):

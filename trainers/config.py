@@ -14,58 +14,61 @@ class TrainConfig:
     """A run of on-policy training. The defaults run on a laptop's CPU."""
 
     env: str = "turnwise/FileHunt-v1"
-    """Registered id, or `module:Class`."""
+    """An id that `turnwise list` shows, or `module:Class`."""
     env_kwargs: str = "{}"
-    """JSON object passed to the environment, as '{"depth": [2, 6]}'."""
+    """JSON object of the environment's arguments, as '{"depth": [2, 6]}'."""
     model: str = ""
-    """Folder or Hugging Face name of a causal model with a chat template."""
+    """Folder or Hugging Face name of a causal model with a chat template. Required."""
     recipe: str = "turn_rloo"
     """A name that `turnwise recipes` lists."""
     recipe_options: str = "{}"
-    """JSON object of the recipe's options, as '{"gamma": 0.5}' for turn_rloo."""
+    """JSON object of the recipe's arguments, as '{"gamma": 0.5}' for turn_rloo."""
     steps: int = 100
-    """Batches of episodes."""
+    """Batches of episodes to play and to learn from."""
     tasks_per_step: int = 16
+    """Tasks of a batch."""
     group_size: int = 8
     """Attempts per task; they are each other's baseline."""
     updates_per_step: int = 2
     """Optimizer steps per batch; the second one is off-policy by the first."""
     learning_rate: float = 5e-4
     warmup_steps: int = 5
+    """Steps in which the learning rate rises to its full value."""
     decay_from: float = 1.0
     """Share of the steps after which the learning rate falls linearly to a tenth."""
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    """A longer gradient is scaled down to this."""
     temperature: float = 1.0
+    """Of sampling."""
     max_new_tokens: int = 64
-    """Per action."""
+    """Tokens of an action, at most."""
     max_tokens: int = 1024
-    """Longest segment, context and actions together."""
+    """Tokens of an episode, all that the agent reads and writes together, at most."""
     max_turns: int | None = None
-    """A cap below the environment's own."""
+    """Turns of an episode, at most; by default the environment's own limit."""
     recall: int | None = None
-    """Past turns that the agent is shown besides the present observation; None is what its folder
-    notes, else all."""
+    """Past turns that the agent still sees; by default what its folder notes, else all."""
     micro_tokens: int = 8192
     """Tokens per forward pass of an update."""
     lora_rank: int = 0
     """Train low-rank adapters instead of all weights; 0 trains all."""
     correct_mismatch: bool = False
-    """Recompute the log-probabilities before the first step, for recipes that correct for an engine
-    that computes differently from the trainer; see `engine_gap` for whether it does."""
+    """Recompute log-probabilities before a step, for an engine that is not exact (`engine_gap`)."""
     seed: int = 0
+    """Of everything that is random."""
     first_task: int = 0
-    """Index of the first training task; stages of one pipeline should not share tasks."""
+    """Index of the first training task, so that two stages need not share any."""
     out: Path = field(default_factory=lambda: Path("runs/train"))
     """Run folder: config, metrics, records, checkpoints, the final model."""
     resume: bool = False
-    """Go on from the newest checkpoint in `out`."""
+    """Go on from the newest checkpoint in the run folder."""
     checkpoint_every: int = 25
-    """Steps; 0 saves only at the end."""
+    """Steps between checkpoints; 0 saves only at the end."""
     max_failed: float = 0.5
     """Stop when a larger share of a batch's episodes is lost to errors."""
     threads: int = 1
-    """Torch threads; more do not help models of a few million parameters."""
+    """Threads of torch; a small model gains little from more."""
 
     def __post_init__(self) -> None:
         if self.group_size < 2:

@@ -92,7 +92,9 @@ class Learner:
                 del found[: len(row.trained)]
         return filled
 
-    def improve(self, rows: Sequence[Row], advantages: np.ndarray, recipe: Recipe) -> dict:
+    def improve(
+        self, rows: Sequence[Row], advantages: np.ndarray, recipe: Recipe
+    ) -> dict[str, float]:
         """Take one policy-gradient step on `rows`.
 
         Args:
@@ -144,10 +146,10 @@ class Learner:
             )
             if not len(packed.target_M):
                 continue
-            loss, metrics = loss_of(packed)
+            loss, part = loss_of(packed)
             self.accelerator.backward(loss)
             losses.append(loss.item())
-            parts.append(metrics)
+            parts.append(part)
         metrics = merge(parts)
         metrics |= {"loss": math.fsum(losses), "trained_tokens": float(totals.tokens)}
         return metrics | self._apply(metrics["loss"])

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import nn
@@ -42,12 +46,8 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> tuple[nn.Mod
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(name)
-    try:
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelNotFound(f"cannot load a causal model from {name!r}: {reason}") from None
+    with _found("a causal model", name) as where, quiet():
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **where)
     check_match(model, tokenizer)
     return model, tokenizer
 
@@ -61,11 +61,35 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     _require_model(name)
+    with _found("a tokenizer", name) as where, quiet():
+        return AutoTokenizer.from_pretrained(name, **where)
+
+
+@contextmanager
+def _found(what: str, name: str) -> Iterator[dict[str, bool]]:
+    """Yield where to look, and turn a failure to find `what` there into one line."""
+    local = Path(name).is_dir()
+    where = {} if local or hub_answers() else {"local_files_only": True}
     try:
-        return AutoTokenizer.from_pretrained(name)
+        yield where
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelNotFound(f"cannot load a tokenizer from {name!r}: {reason}") from None
+        if where:
+            reason = "there is no such folder, and Hugging Face does not answer from here"
+        raise ModelNotFound(f"cannot load {what} from {name!r}: {reason}") from None
+
+
+@cache
+def hub_answers() -> bool:
+    """Return whether to ask Hugging Face: without a network it is half a minute of retries."""
+    if getproxies():
+        return True
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        with socket.create_connection((url.hostname or "", url.port or 443), timeout=5.0):
+            return True
+    except OSError:
+        return False
 
 
 def _require_model(name: str) -> None:

@@ -19,6 +19,8 @@ from torch import Tensor
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.surrogates import k3
 
+THIRDS = ("early", "middle", "late")
+
 Metrics = dict[str, tuple[float, float]]
 """name -> (numerator, denominator). Over micro-batches both are summed, except that names starting
 with `max_` keep the largest numerator; `merge` does both."""
@@ -81,7 +83,31 @@ def objective(
         watched["reference_kl"] = kl_M.detach()
     if entropy_M is not None:
         watched["entropy"] = entropy_M.detach()
-    return loss, _totals(watched)
+    drift_M = k3(tokens.old_M - logprobs_M.detach())
+    return loss, _totals(watched) | kl_by_turn(drift_M, tokens.turn_M, tokens.traj_M)
+
+
+def kl_by_turn(kl_M: Tensor, turn_M: Tensor, traj_M: Tensor) -> Metrics:
+    """Return `kl_early`, `kl_middle`, `kl_late`: the mean of `kl_M` in each third of the turns.
+
+    A turn belongs to the third of its trajectory in which its own middle lies: of two turns one is
+    early and one late, a lone one is in the middle. Labels of turns grow within a trajectory.
+
+    Args:
+        kl_M: nats per token between two policies; here the present one and the sampler.
+    """
+    if not len(kl_M):
+        return {}
+    trajs, at_M = traj_M.unique(return_inverse=True)
+    ends = turn_M.new_zeros(len(trajs))
+    first_M = ends.scatter_reduce(0, at_M, turn_M, "amin", include_self=False)[at_M]
+    last_M = ends.scatter_reduce(0, at_M, turn_M, "amax", include_self=False)[at_M]
+    third_M = 3 * (2 * (turn_M - first_M) + 1) // (2 * (last_M - first_M + 1))
+    sums = kl_M.new_zeros(3, dtype=torch.float64).index_add(0, third_M, kl_M.double())
+    pairs = torch.stack([sums, third_M.bincount(minlength=3)], 1).tolist()
+    return {
+        f"kl_{third}": (total, count) for third, (total, count) in zip(THIRDS, pairs, strict=True)
+    }
 
 
 def cross_entropy(logprobs_M: Tensor, weight_M: Tensor) -> tuple[Tensor, Metrics]:

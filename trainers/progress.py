@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from time import monotonic
@@ -87,7 +88,7 @@ def say_result(console: Console, summary: dict[str, Any], out: Path, env: str) -
     floors = [f.get("value", 0.0) for f in summary["before"]["floors"].values()]
     replay = summary["replay"]
     verdict = "without a divergence" if not replay["divergences"] else "WITH DIVERGENCES"
-    command = f"{Path(sys.executable).parent}/turnwise".removeprefix(f"{Path.cwd()}/")
+    command = spelled()
     console.print(
         f"\nAfter imitation the agent solved {_rate(before)} of {before['n']} tasks that it had "
         f"never seen; after learning from its own attempts, {_rate(after)}.\n"
@@ -101,6 +102,13 @@ def say_result(console: Console, summary: dict[str, Any], out: Path, env: str) -
         highlight=False,
         soft_wrap=True,
     )
+
+
+def spelled() -> str:
+    """Return how the command is called here: by its name if on the PATH, else by its path."""
+    if shutil.which("turnwise"):
+        return "turnwise"
+    return f"{Path(sys.executable).parent}/turnwise".removeprefix(f"{Path.cwd()}/")
 
 
 def _rate(interval: dict[str, float]) -> str:

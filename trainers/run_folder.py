@@ -28,7 +28,7 @@ _UNWRITTEN = (OSError, RuntimeError, SafetensorError)
 """What the writers of a checkpoint raise on a full disk; PyTorch's is a RuntimeError."""
 
 
-MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class RunFolderError(OSError):
@@ -162,11 +162,12 @@ class RunFolder:
             beside.rename(place)
         except _UNWRITTEN as error:
             shutil.rmtree(beside, ignore_errors=True)
+            why = getattr(error, "strerror", None) or "the disk is full, or it fails"
             raise _failed(
-                f"cannot write a checkpoint to {place}: {error}; free some space and run again "
+                f"cannot write a checkpoint to {place}: {why}; free some space and run again "
                 "with --resume: nothing before it is lost",
                 error,
-            ) from None
+            ) from error
         for old in sorted(self.checkpoints.glob("step-[0-9]*[0-9]"))[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
         return place

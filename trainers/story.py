@@ -42,7 +42,7 @@ def write_story(
         field: the task field of the breakdown; empty for none.
     """
     diverged = [(path, episode, d) for path, episode, d in replayed if d is not None]
-    summary = {
+    summary: dict[str, Any] = {
         "seed": seed,
         **{name: summary_of(report) for name, report in reports.items()},
         "replay": {

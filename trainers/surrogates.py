@@ -69,7 +69,9 @@ def ppo(low: float = 0.2, high: float = 0.2) -> Surrogate:
     return partial(_ppo, low=low, high=high)
 
 
-def _ppo(log_ratio_M: Tensor, advantages_M: Tensor, low: float, high: float):
+def _ppo(
+    log_ratio_M: Tensor, advantages_M: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor]:
     ratio_M = _exp(log_ratio_M)
     free_M, held_M = ratio_M * advantages_M, ratio_M.clamp(1 - low, 1 + high) * advantages_M
     return torch.minimum(free_M, held_M), held_M < free_M
@@ -80,7 +82,9 @@ def dual_clip(surrogate: Surrogate, bound: float = 3.0) -> Surrogate:
     return partial(_dual_clip, surrogate=surrogate, bound=bound)
 
 
-def _dual_clip(log_ratio_M: Tensor, advantages_M: Tensor, surrogate: Surrogate, bound: float):
+def _dual_clip(
+    log_ratio_M: Tensor, advantages_M: Tensor, surrogate: Surrogate, bound: float
+) -> tuple[Tensor, Tensor]:
     value_M, bounded_M = surrogate(log_ratio_M, advantages_M)
     floor_M = bound * advantages_M
     held_M = (advantages_M < 0) & (value_M < floor_M)
@@ -103,7 +107,7 @@ def _weight_clip(
     advantages_M: Tensor,
     positive: tuple[float, float],
     negative: tuple[float, float],
-):
+) -> tuple[Tensor, Tensor]:
     ratio_M = _exp(log_ratio_M.detach())
     weight_M = torch.where(advantages_M < 0, ratio_M.clamp(*negative), ratio_M.clamp(*positive))
     return weight_M * _score(log_ratio_M, advantages_M), weight_M != ratio_M
@@ -188,8 +192,11 @@ def both(*corrections: Importance) -> Importance:
     return partial(_both, corrections=corrections)
 
 
-def _both(log_w_M: Tensor, turn_M: Tensor, traj_M: Tensor, corrections) -> Tensor:
-    return math.prod(c(log_w_M, turn_M, traj_M) for c in corrections)
+def _both(
+    log_w_M: Tensor, turn_M: Tensor, traj_M: Tensor, corrections: tuple[Importance, ...]
+) -> Tensor:
+    factors = (correction(log_w_M, turn_M, traj_M) for correction in corrections)
+    return math.prod(factors, start=torch.ones_like(log_w_M))
 
 
 # KL(pi || ref) by token, from samples of pi: d_M = log pi - log ref (Schulman, "Approximating KL").

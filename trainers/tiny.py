@@ -66,7 +66,7 @@ def tiny_tokenizer(
             f"{len(SPECIALS) + 256 + len(closed)}; raise it or pass fewer words or separators"
         )
     tokenizer = _with_words(_train(texts, room, frozenset(closed)), closed)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|end|>",
         pad_token="<|pad|>",
@@ -181,5 +181,5 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     return model

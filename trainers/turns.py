@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def turn_table(groups: Sequence[Group], history: int = 2) -> TurnTable:
     )
 
 
-def _rows(groups: Sequence[Group], history: int) -> Iterator[tuple]:
+def _rows(groups: Sequence[Group], history: int) -> Iterator[tuple[Any, ...]]:
     attempts = ((g, episode) for g, group in enumerate(groups) for episode in group.trainable)
     for traj, (g, episode) in enumerate(attempts):
         turns = episode.turns

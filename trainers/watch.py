@@ -1,8 +1,8 @@
 """What a run says about itself: metrics of a batch of episodes, and alarms when an agent collapses.
 
 An agent that collapses often keeps its reward for a while: it stops calling tools, ends episodes
-at once, writes ever longer actions, or becomes certain of everything. Each alarm compares a number
-with its own average over the first steps.
+at once, writes ever longer actions, becomes certain of everything, or moves far away in its late
+turns. Each alarm compares a number with its own average over the first steps.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Alarms:
     history: dict[str, list[float]] = field(default_factory=dict)
 
     FALLS: ClassVar = {"calls": 0.5, "turns": 0.34, "entropy": 0.1, "reward": 0.5}
-    RISES: ClassVar = {"action_tokens": 2.0, "errors": 4.0, "reference_kl": 50.0}
+    LIMITS: ClassVar = {"length_cut": (0.5, "of the actions are cut at max_new_tokens; raise it")}
+    RISES: ClassVar = {"action_tokens": 2.0, "errors": 4.0, "reference_kl": 50.0, "kl_late": 10.0}
 
     def check(self, metrics: dict[str, float]) -> list[str]:
         """Take the metrics of one step and return one line per alarm."""
@@ -71,6 +72,17 @@ class Alarms:
                 seen = self.history.setdefault(name, [])
                 seen.append(metrics[name])
                 alarms += self._compare(name, seen)
+        return alarms + self._first_over_limit(metrics)
+
+    def _first_over_limit(self, metrics: dict[str, float]) -> list[str]:
+        """One line for each share that is above its limit, at the first step where it is."""
+        alarms = []
+        for name, (limit, what) in self.LIMITS.items():
+            seen = self.history.setdefault(name, [])
+            now = metrics.get(name, 0.0)
+            if now > limit and max(seen, default=0.0) <= limit:
+                alarms.append(f"{now:.0%} {what}")
+            seen.append(now)
         return alarms
 
     def _compare(self, name: str, seen: list[float]) -> list[str]:

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+Finish = Literal["stop", "length", "abort"]
+"""Why a generation ended."""
+
 
 class EngineError(RuntimeError):
     """The engine failed, not the agent: the episode is masked and retried."""
@@ -61,7 +64,7 @@ class GenOutput:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     """One per token, nats, the stop token included."""
-    finish: Literal["stop", "length", "abort"]
+    finish: Finish
     versions: tuple[tuple[int, int, int], ...] = ()
     """(policy version, start, end) spans that cover [0, len(token_ids)) without gaps."""
     exact: bool = True

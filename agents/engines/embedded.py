@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from turnwise.agents.engines import functional
 from turnwise.agents.engines.base import (
     EngineStats,
+    Finish,
     GenOutput,
     GenRequest,
     PromptTooLong,
@@ -43,6 +44,12 @@ class _Session:
     out: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     spans: list[tuple[int, int, int]] = field(default_factory=list)
+
+    @property
+    def asked(self) -> GenRequest:
+        """The request in flight."""
+        assert self.request is not None
+        return self.request
 
 
 class EmbeddedEngine:
@@ -231,8 +238,8 @@ class EmbeddedEngine:
         """Sample one token per session, then finish it or leave it to the next decode."""
         tokens, logprobs = sample(
             logits,
-            [s.request.sampling.temperature for s in sessions],
-            [s.request.seed for s in sessions],
+            [s.asked.sampling.temperature for s in sessions],
+            [s.asked.seed for s in sessions],
             [len(s.out) for s in sessions],
         )
         finished = []
@@ -248,8 +255,8 @@ class EmbeddedEngine:
                 finished.append(self._output(session, finish))
         return finished
 
-    def _output(self, session: _Session, finish: str) -> GenOutput:
-        request, session.request = session.request, None
+    def _output(self, session: _Session, finish: Finish) -> GenOutput:
+        request, session.request = session.asked, None
         self._sessions.move_to_end(request.session)
         return GenOutput(
             request.session,
@@ -307,11 +314,11 @@ def _similar_lengths(groups: list[list[_Session]]) -> list[list[list[_Session]]]
     return list(buckets.values())
 
 
-def _finish(session: _Session, token: int, max_len: int) -> str | None:
-    sampling = session.request.sampling
+def _finish(session: _Session, token: int, max_len: int) -> Finish | None:
+    sampling = session.asked.sampling
     if token in sampling.stop_ids:
         return "stop"
-    full = len(session.request.token_ids) + len(session.out) >= max_len
+    full = len(session.asked.token_ids) + len(session.out) >= max_len
     return "length" if full or len(session.out) >= sampling.max_tokens else None
 
 
