@@ -45,23 +45,26 @@ class Verdict:
             raise NoSafeSandbox("; ".join(self.failures))
 
 
-_good: set[str] = set()
+_good: set[tuple[str, str]] = set()
 
 
-def probe_isolation(backend: str, open_box: OpenBox) -> Verdict:
+def probe_isolation(backend: str, open_box: OpenBox, identity: str = "") -> Verdict:
     """The verdict for `backend`: from this process, from this boot's cache, or by trying (~0.5 s).
 
     It does not raise: a backend that cannot start has a failure that says so.
+
+    Args:
+        identity: what the verdict depends on besides this machine, such as an engine.
     """
-    if backend in _good:
+    if (backend, identity) in _good:
         return Verdict(backend)
-    file = _cache_file(backend)
+    file = _cache_file(backend, identity)
     if file is not None and _is_good(file):
-        _good.add(backend)
+        _good.add((backend, identity))
         return Verdict(backend)
     verdict = try_backend(backend, open_box)
     if verdict.ok:
-        _good.add(backend)
+        _good.add((backend, identity))
     if file is not None and verdict.ok:
         with contextlib.suppress(OSError):
             file.write_text(json.dumps({"backend": backend, "ok": True}))
@@ -167,13 +170,13 @@ time.sleep(0.5)
 ATTACKS = (_host_file, _host_network, _host_processes, _write, _many_processes, _much_memory)
 
 
-def _cache_file(backend: str) -> Path | None:
+def _cache_file(backend: str, identity: str = "") -> Path | None:
     """Where a good verdict for this boot, user, namespace and code is kept; None if nowhere."""
     folder = _private_folder()
     if folder is None:
         return None
     try:
-        parts = [Path("/proc/sys/kernel/random/boot_id").read_text(), str(os.geteuid())]
+        parts = [Path("/proc/sys/kernel/random/boot_id").read_text(), str(os.geteuid()), identity]
         parts += [str(os.stat(f"/proc/self/ns/{name}").st_ino) for name in ("user", "mnt", "pid")]
     except OSError:
         return None

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import platform
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from turnwise.sandboxes.base import Unsupported
 
@@ -86,6 +87,9 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "uselib": (134, None),
     "_sysctl": (156, None),
     "nfsservctl": (180, 42),
+    # They fill memory that outlives whoever asked for it, so that nobody is left to end for it.
+    "semget": (64, 190),
+    "msgget": (68, 186),
 }
 # Denied only where nothing else enforces the limit that they would slip past.
 UNLIMITED_MEMORY: dict[str, tuple[int | None, int | None]] = {
@@ -95,7 +99,17 @@ UNLIMITED_MEMORY: dict[str, tuple[int | None, int | None]] = {
 UNLIMITED_CPU: dict[str, tuple[int | None, int | None]] = {"sched_setaffinity": (203, 122)}
 
 CLONE, CLONE3, IOCTL, SOCKET = (56, 220), (435, 435), (16, 29), (41, 198)
+SETSOCKOPT, BUFFER_SIZES = (54, 208), (7, 8, 32, 33)  # SO_SNDBUF, SO_RCVBUF and their FORCE
 PRLIMIT64, PERSONALITY = (302, 261), (135, 92)
+# Calls that could slow the guest, which runs as the same user, until it misses every deadline:
+# name -> (numbers, argument that must be 0 for "me", most that the arguments before it may be).
+ONLY_ON_ITSELF: dict[str, tuple[tuple[int, int], int, int]] = {
+    "setpriority": ((141, 140), 1, 0),
+    "ioprio_set": ((251, 30), 1, 1),
+    "sched_setparam": ((142, 118), 0, 0),
+    "sched_setscheduler": ((144, 119), 0, 0),
+    "sched_setattr": ((314, 274), 0, 0),
+}
 
 
 def compile_filter(
@@ -128,8 +142,17 @@ def compile_filter(
     code += [_op(EQUAL, CLONE3[column], 0, 1), _fail(errno.ENOSYS)]
     for block in _by_argument(column):
         code += block
+    if UNLIMITED_MEMORY in tables:
+        code += _leave_buffers_alone(column)
     code.append(_op(RETURN, ALLOW))
     return b"".join(code)
+
+
+def _leave_buffers_alone(column: int) -> list[bytes]:
+    """Let `setsockopt` of a buffer size succeed without effect, so that sockets can be counted."""
+    sizes = [op for name in BUFFER_SIZES for op in (_op(EQUAL, name, 0, 1), _fail(0))]
+    ours = [_op(EQUAL, 1, 1, 0), _allow(), _op(LOAD, ARGUMENT[2]), *sizes, _allow()]
+    return _when(SETSOCKOPT[column], ARGUMENT[1], ours)
 
 
 def _by_argument(column: int) -> list[list[bytes]]:
@@ -146,7 +169,13 @@ def _by_argument(column: int) -> list[list[bytes]]:
         # The guest runs as the same user: others' limits could otherwise be set to starve it.
         _when(PRLIMIT64[column], ARGUMENT[0], [*own_limits, _allow()]),
         _when(PERSONALITY[column], ARGUMENT[0], [*persona, _allow()]),
+        *(_on_itself(rule[0][column], *rule[1:]) for rule in ONLY_ON_ITSELF.values()),
     ]
+
+
+def _on_itself(number: int, whom: int, most: int) -> list[bytes]:
+    kind = [_op(AT_LEAST, most + 1, 0, 1), _eperm(), _op(LOAD, ARGUMENT[1])] if whom else []
+    return _when(number, ARGUMENT[0], [*kind, _op(EQUAL, 0, 1, 0), _eperm(), _allow()])
 
 
 def _when(number: int, argument: int, body: list[bytes]) -> list[bytes]:
@@ -168,3 +197,72 @@ def _eperm() -> bytes:
 
 def _allow() -> bytes:
     return _op(RETURN, ALLOW)
+
+
+def docker_profile(
+    machine: str | None = None,
+    also_denied: Iterable[dict[str, tuple[int | None, int | None]]] = (),
+) -> dict[str, Any]:
+    """The same filter as the JSON that `docker run --security-opt seccomp=` takes.
+
+    Two answers differ from those of `compile_filter`: a call of the x32 ABI or of another
+    architecture ends the process, since the engine's own library answers it so.
+
+    Raises:
+        Unsupported: for a machine that has no filter.
+    """
+    machine = machine or platform.machine()
+    if machine not in ARCHES:
+        raise Unsupported(f"no seccomp filter for {machine!r}; known: {', '.join(ARCHES)}")
+    column = list(ARCHES).index(machine)
+    tables = [DENIED, *also_denied]
+    names = [name for table in tables for name, row in table.items() if row[column] is not None]
+    return {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": [f"SCMP_ARCH_{machine.upper()}"],
+        "syscalls": [
+            _refusal(names, errno.EPERM),
+            _refusal(["clone3"], errno.ENOSYS),
+            *_refusals_by_argument(),
+        ],
+    }
+
+
+def _refusals_by_argument() -> Iterator[dict[str, Any]]:
+    # Rules can only be added up, and one rule can look at an argument only once. It sees all 64
+    # bits of it, where the kernel looks at the low 32: hence the masks.
+    for bit in (1 << n for n in range(32) if NEW_NAMESPACES >> n & 1):
+        yield _refusal(["clone"], errno.EPERM, _masked(0, bit, bit))
+    for value in TERMINAL_INJECTION:
+        yield _refusal(["ioctl"], errno.EPERM, _masked(1, 0xFFFFFFFF, value))
+    last = max(FAMILIES)
+    for family in set(range(last)) - set(FAMILIES):
+        yield _refusal(["socket"], errno.EAFNOSUPPORT, _masked(0, 0xFFFFFFFF, family))
+    yield _refusal(["socket"], errno.EAFNOSUPPORT, _compared(0, "GT", last))
+    yield _refusal(["prlimit64"], errno.EPERM, _compared(0, "NE", 0))
+    for name, (_, whom, most) in ONLY_ON_ITSELF.items():
+        yield _refusal([name], errno.EPERM, _compared(whom, "NE", 0))
+        if whom:
+            yield _refusal([name], errno.EPERM, _compared(0, "GT", most))
+    # All but 0 and 0xFFFFFFFF: those that differ from the top bit somewhere, and the top bit alone.
+    top = 1 << 31
+    for bit in (1 << n for n in range(31)):
+        yield _refusal(["personality"], errno.EPERM, _masked(0, top | bit, bit))
+        yield _refusal(["personality"], errno.EPERM, _masked(0, top | bit, top))
+
+
+def _refusal(names: list[str], number: int, *arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "names": names,
+        "action": "SCMP_ACT_ERRNO",
+        "errnoRet": number,
+        "args": list(arguments),
+    }
+
+
+def _masked(index: int, mask: int, value: int) -> dict[str, Any]:
+    return {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
+
+
+def _compared(index: int, how: str, value: int) -> dict[str, Any]:
+    return {"index": index, "value": value, "valueTwo": 0, "op": f"SCMP_CMP_{how}"}

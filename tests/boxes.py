@@ -15,6 +15,18 @@ def need_bubblewrap() -> None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
+def need_docker() -> None:
+    """Skip where no engine with our image answers; fail there under CI."""
+    from turnwise.sandboxes.base import SandboxError
+    from turnwise.sandboxes.docker import find_image
+    from turnwise.sandboxes.docker_engine import connect
+
+    try:
+        find_image(connect(), None)
+    except SandboxError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
+
+
 def wait_until(holds: Callable[[], object], timeout_s: float = 5.0) -> bool:
     """Whether `holds()` became true in time."""
     end = time.monotonic() + timeout_s
