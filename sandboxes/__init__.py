@@ -8,8 +8,11 @@ _HOMES = {
         "ExecResult Limits NetPolicy NoSafeSandbox ProtocolError Sandbox SandboxDied SandboxError"
         " SandboxSpec StartFailed Unsupported"
     ),
+    "check": "LawResult SandboxReport check_sandbox",
     "open": "BACKENDS open_sandbox",
+    "pool": "PoolStats WarmPool warm_pool",
     "probe": "Verdict probe_isolation",
+    "snapshot": "Snapshot",
     "shared": "Lease lease_workspace shared_sandbox",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -14,7 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import TracebackType
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
+
+if TYPE_CHECKING:
+    from turnwise.sandboxes.snapshot import Snapshot
 
 
 class SandboxError(RuntimeError):
@@ -58,7 +61,7 @@ class Limits:
     disk_mb: int = 64
     """Of each writable folder: the workdir and /tmp."""
     inodes: int = 20_000
-    """Files and folders in all of the box."""
+    """Files and folders in each writable folder."""
     output_bytes: int = 1 << 20
     """Kept per stream and call, head and tail; the rest is counted in `ExecResult.truncated`."""
     file_bytes: int = 64 << 20
@@ -148,6 +151,21 @@ class Sandbox(Protocol):
             SandboxDied: the box is gone.
         """
 
+    def shell(
+        self, command: str, *, name: str = "main", timeout_s: float | None = None
+    ) -> ExecResult:
+        """Run `command` in the named, stateful shell: bash, or sh where there is none.
+
+        Folder, variables, functions and background jobs outlive the command. Its standard input is
+        empty, and redirections by `exec` of streams 0 and 2 last for one command. A late command
+        is interrupted as by Ctrl-C; a shell deaf to that is killed, with all it started, and the
+        result says `state_lost`. So it does for a command that closed the shell (`exit 3`).
+
+        Raises:
+            SandboxDied: the box is gone.
+            ValueError: the command holds NUL.
+        """
+
     def put(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
         """Write a file inside the box as the guest user; parents are made, links not followed.
 
@@ -162,6 +180,40 @@ class Sandbox(Protocol):
         Raises:
             SandboxDied: the box is gone.
             OSError: there is no such regular file, or it is longer than `max_bytes`.
+        """
+
+    def snapshot(self) -> Snapshot:
+        """The files of the workdir now; `Snapshot.kinds` and `left_out` say what is not in it.
+
+        Raises:
+            SandboxDied: the box is gone.
+            OSError: they are over `Limits.file_bytes` or `Limits.inodes`, or cannot be read.
+        """
+
+    def fork(self, n: int = 1, snapshot: Snapshot | None = None) -> list[Sandbox]:
+        """`n` fresh boxes of the same spec with the files of `snapshot`, or else of now.
+
+        All or none are returned; the caller closes them.
+
+        Raises:
+            SandboxError: a box could not be started, or this one is gone.
+            OSError: as `snapshot`, and when the files do not fit.
+            ValueError: `snapshot` is not a whole archive of the kind that `Snapshot` describes, or
+                `n` is not in 1..256.
+        """
+
+    def fork_kernel(self, kernel: str = "main", *, into: str = "fork-1") -> None:
+        """Copy the Python state of `kernel` into another kernel of this box, by `os.fork`.
+
+        Afterwards each has its own variables; files and limits are shared. What is named `into`
+        is replaced: forking a kept kernel back is a way to undo. Threads of the kernel other than
+        its main one are not in the copy, nor are its child processes; open files are shared.
+
+        Raises:
+            SandboxDied: the box is gone.
+            OSError: the box is at its limit of processes or memory; or the kernel had ended or
+                does not answer, and its state is lost.
+            ValueError: `into` is `kernel`.
         """
 
     def close(self) -> None:

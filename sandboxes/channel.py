@@ -17,17 +17,20 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
-from turnwise.sandboxes.base import ExecResult, ProtocolError, SandboxDied, SandboxError
+from turnwise.sandboxes.base import ExecResult, ProtocolError, Sandbox, SandboxDied, SandboxError
 from turnwise.sandboxes.base import SandboxSpec as Spec
+from turnwise.sandboxes.snapshot import Snapshot, check_archive, open_copies, snapshot_from
 
+T = TypeVar("T")
 _FRAME = struct.Struct(">II")
 _TIMEVAL = struct.Struct("@ll")
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _decode = json.JSONDecoder().decode
 
 MAX_HEADER_BYTES = 1 << 16
+MAX_REQUEST_HEAD_BYTES = 1 << 24
 READ_BYTES = 1 << 16
 MAX_TIMEOUT_S = 7 * 86_400.0
 GRACE_S = 10.0
@@ -61,6 +64,8 @@ class Channel:
         """
         self._count += 1
         head = _encode({"op": op, "id": self._count, **fields}).encode()
+        if len(head) > MAX_REQUEST_HEAD_BYTES:
+            raise OSError(errno.E2BIG, f"arguments of {len(head)} bytes are too long for {op!r}")
         self._set_timeout(timeout_s)
         try:
             self.sock.sendall(_FRAME.pack(len(head), len(body)) + head + body)
@@ -69,10 +74,11 @@ class Channel:
             raise SandboxDied(f"the box did not answer {op!r} within {timeout_s:.1f} s") from None
         except OSError as error:
             raise SandboxDied(f"the box is gone: {error}") from None
-        if reply.get("id") != self._count:
-            raise ProtocolError(f"reply {reply.get('id')!r} to request {self._count}")
+        if whole_number(reply.get("id"), "id") != self._count:
+            raise ProtocolError(f"reply {reply['id']} to request {self._count}")
         if "errno" in reply:
-            raise OSError(int(reply["errno"]), str(reply.get("message"))[:400])
+            number = whole_number(reply["errno"], "errno", below=4096)
+            raise OSError(number, str(reply.get("message"))[:400])
         return reply, payload
 
     def hang_up(self) -> None:
@@ -100,7 +106,7 @@ class Channel:
             raise ProtocolError(f"{len(data) - end - body} bytes after the end of a frame")
         try:
             reply = _decode(data[_FRAME.size : end].decode())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProtocolError(f"a header that is not JSON: {error}") from None
         if not isinstance(reply, dict):
             raise ProtocolError(f"a header that is not an object: {reply!r:.100}")
@@ -128,6 +134,17 @@ class Channel:
         raise ConnectionError("it closed its channel")
 
 
+def whole_number(value: object, name: str, *, below: int = 1 << 53) -> int:
+    """`value` if it is a whole number from 0 that fits.
+
+    Raises:
+        ProtocolError: it is anything else; a guest of ours does not send such a thing.
+    """
+    if type(value) is not int or not 0 <= value < below:
+        raise ProtocolError(f"{name} is no number from 0 to {below - 1}: {value!r:.60}")
+    return value
+
+
 def _check_time(deadline: float) -> None:
     # The socket's own timeout starts anew with each piece that trickles in.
     if time.monotonic() > deadline:
@@ -143,6 +160,35 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
+def _at_most(data: bytes, limit: int) -> bytes:
+    if len(data) > limit:
+        raise ProtocolError(f"{len(data)} bytes sent, asked for at most {limit}")
+    return data
+
+
+def _unpack(box: Sandbox, data: bytes) -> None:
+    assert isinstance(box, GuestBox)
+    box.unpack(data)
+
+
+def _result(reply: dict[str, Any], data: bytes) -> ExecResult:
+    out = whole_number(reply.get("out"), "out")
+    if out + whole_number(reply.get("err"), "err") != len(data):
+        raise ProtocolError(f"{out} + {reply['err']} bytes announced, {len(data)} sent")
+    wall_s = reply.get("wall_s")
+    if not isinstance(wall_s, int | float) or not 0 <= wall_s < MAX_TIMEOUT_S * 2:
+        raise ProtocolError(f"wall_s is no number of seconds: {wall_s!r:.60}")
+    return ExecResult(
+        exit_code=whole_number(reply.get("exit"), "exit", below=256),
+        stdout=data[:out],
+        stderr=data[out:],
+        timed_out=reply.get("timed_out") is True,
+        truncated=whole_number(reply.get("truncated"), "truncated"),
+        state_lost=reply.get("state_lost") is True,
+        wall_s=float(wall_s),
+    )
+
+
 class GuestBox:
     """A running box; implements `turnwise.sandboxes.base.Sandbox`.
 
@@ -152,7 +198,7 @@ class GuestBox:
             any thread, once.
     """
 
-    capabilities = frozenset({"files", "python_state"})
+    capabilities = frozenset({"files", "python_state", "shell", "snapshot_files", "fork_python"})
 
     def __init__(
         self, id: str, backend: str, spec: Spec, channel: Channel, end: Callable[[], str]
@@ -178,6 +224,23 @@ class GuestBox:
         fields = {"kernel": kernel, "timeout_s": timeout_s}
         body = code.encode("utf-8", "surrogatepass")
         return self._run("cell", fields, body, timeout_s)
+
+    def shell(
+        self, command: str, *, name: str = "main", timeout_s: float | None = None
+    ) -> ExecResult:
+        """See `Sandbox.shell`."""
+        if "\0" in command:
+            raise ValueError(f"a shell command cannot hold NUL, got {command[:80]!r}")
+        timeout_s = self._deadline(timeout_s)
+        body = command.encode("utf-8", "surrogatepass")
+        return self._run("shell", {"name": name, "timeout_s": timeout_s}, body, timeout_s)
+
+    def fork_kernel(self, kernel: str = "main", *, into: str = "fork-1") -> None:
+        """See `Sandbox.fork_kernel`."""
+        if kernel == into:
+            raise ValueError(f"a kernel cannot be forked into itself: {kernel!r}")
+        fields = {"kernel": kernel, "into": into, "timeout_s": self._wall_s}
+        self._call("fork_kernel", fields, b"", self._wall_s)
 
     def exec(
         self,
@@ -205,8 +268,31 @@ class GuestBox:
     def get(self, path: str, *, max_bytes: int | None = None) -> bytes:
         """See `Sandbox.get`."""
         limit = self.spec.limits.file_bytes
-        fields = {"path": path, "max_bytes": limit if max_bytes is None else min(max_bytes, limit)}
-        return self._call("get", fields, b"", self._wall_s)[1]
+        limit = limit if max_bytes is None else min(max_bytes, limit)
+        data = self._call("get", {"path": path, "max_bytes": limit}, b"", self._wall_s)[1]
+        return self._believe(lambda: _at_most(data, limit))
+
+    def snapshot(self) -> Snapshot:
+        """See `Sandbox.snapshot`."""
+        reply, data = self._call("pack", {}, b"", self._wall_s)
+        return self._believe(lambda: snapshot_from(reply, data, self.spec.limits))
+
+    def fork(self, n: int = 1, snapshot: Snapshot | None = None) -> list[Sandbox]:
+        """See `Sandbox.fork`."""
+        from turnwise.sandboxes.open import open_spec
+
+        snapshot = snapshot or self.snapshot()
+        check_archive(snapshot.data, self.spec.limits)
+        return open_copies(lambda: open_spec(self.backend, self.spec), _unpack, snapshot.data, n)
+
+    def unpack(self, data: bytes) -> None:
+        """Write the files of a snapshot into the workdir.
+
+        Raises:
+            SandboxDied: the box is gone.
+            OSError: the disk is full, or something is in the way.
+        """
+        self._call("unpack", {}, data, self._wall_s)
 
     def close(self) -> None:
         """See `Sandbox.close`."""
@@ -232,28 +318,22 @@ class GuestBox:
 
     def _run(self, op: str, fields: dict[str, Any], body: bytes, timeout_s: float) -> ExecResult:
         reply, data = self._call(op, fields, body, timeout_s)
+        return self._believe(lambda: _result(reply, data))
+
+    def _believe(self, read: Callable[[], T]) -> T:
+        """What `read` makes of an answer; a guest that sent what makes no sense is given up."""
         try:
-            out, err = int(reply["out"]), int(reply["err"])
-            result = ExecResult(
-                exit_code=int(reply["exit"]),
-                stdout=data[:out],
-                stderr=data[out:],
-                timed_out=reply["timed_out"] is True,
-                truncated=int(reply["truncated"]),
-                state_lost=reply["state_lost"] is True,
-                wall_s=float(reply["wall_s"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            self._fail(f"an answer to {op!r} without {error}")
-            raise ProtocolError(f"box {self.id}: an answer to {op!r} without {error}") from None
-        if out < 0 or err < 0 or out + err != len(data):
-            self._fail("sizes that do not add up")
-            raise ProtocolError(f"box {self.id}: {out} + {err} bytes announced, {len(data)} sent")
-        return result
+            return read()
+        except (ProtocolError, ValueError) as error:
+            why = self._fail(str(error))
+            raise ProtocolError(f"box {self.id}: {error}{why}") from None
 
     def _call(
         self, op: str, fields: dict[str, Any], body: bytes, timeout_s: float
     ) -> tuple[dict[str, Any], bytes]:
+        longest = max(self.spec.limits.file_bytes, 1 << 20)
+        if len(body) > longest:
+            raise OSError(errno.EFBIG, f"{len(body)} bytes for {op!r} are over {longest}")
         with self._lock:
             if self._gone is not None or self._pid != os.getpid():
                 raise SandboxDied(f"box {self.id}: {self._gone or 'it belongs to another process'}")

@@ -12,9 +12,13 @@ box holds the token of this very start *and* /proc agrees. There is no switch to
     frame    >II header length, body length | header, a JSON object | body, bytes
     hello    {limits, env, workdir}                  -> {python}
     cell     {kernel, timeout_s}  body: code         -> {exit, out, err, ...}  body: out + err
+    fork_kernel {kernel, into, timeout_s}             -> {}
+    shell    {name, timeout_s}  body: command        -> as cell
     exec     {argv, cwd, env, timeout_s}  body: stdin -> the same
     put      {path, mode}  body: data                -> {}
     get      {path, max_bytes}                       -> {}  body: data
+    pack     {}                                      -> {left_out, left_out_count}  body: tar
+    unpack   {}  body: tar                           -> {}
 
 The files `guest*.py` are laid into the box under the same package name that they have here.
 """
@@ -23,7 +27,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import json
 import os
 import resource
 import select
@@ -36,8 +39,13 @@ import time
 from turnwise.sandboxes.guest_cells import Kernels
 from turnwise.sandboxes.guest_children import READ_BYTES, Children, Refused
 from turnwise.sandboxes.guest_files import get, put
+from turnwise.sandboxes.guest_frames import FRAME, BadFrame, encode, max_body_bytes, sizes
+from turnwise.sandboxes.guest_frames import header as parse_header
 from turnwise.sandboxes.guest_kernel import LIBC, OPEN_FILES, PR_SET_DUMPABLE
+from turnwise.sandboxes.guest_pack import Archives
 from turnwise.sandboxes.guest_run import Programs
+from turnwise.sandboxes.guest_shell import Shells
+from turnwise.sandboxes.guest_workers import Workers
 
 TYPE_CHECKING = False  # importing `typing` would take longer than all the rest
 if TYPE_CHECKING:
@@ -45,8 +53,8 @@ if TYPE_CHECKING:
 
 MARKER = "/.turnwise-box"
 PR_SET_NO_NEW_PRIVS = 38
-FRAME = struct.Struct(">II")
-encode, decode = json.JSONEncoder().encode, json.JSONDecoder().decode
+FRAME_S = 300.0
+"""So long may the host stop in the middle of a frame, or leave a reply unread."""
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -85,30 +93,62 @@ class Guest:
         self.channel = channel
         self.limits: dict[str, Any] = {"lifetime_s": 60.0}
         self.deadline: float = time.monotonic() + self.limits["lifetime_s"]
-        self.kernels: Kernels | None = None
+        self.workers: Workers | None = None
         self.children = Children(prove=lambda: prove_own_namespace(token))
         self.poll = select.poll()
         self.poll.register(channel, select.POLLIN)
         self.poll.register(self.children.wake, select.POLLIN)
 
     def serve(self) -> NoReturn:
-        handlers = {"hello": self.hello}
-        while True:
-            self.idle()
-            header, body = self.receive()
-            try:
-                fields, payload = handlers[header["op"]](header, body)
-            except OSError as error:
-                fields, payload = {"errno": error.errno or errno.EIO, "message": str(error)}, b""
-            if header["op"] == "hello":
-                handlers = self.handlers(header["workdir"])
-            fields["id"] = header["id"]
-            self.send(encode(fields).encode(), payload)
+        """Answer requests until the host hangs up; end the box on what is none."""
+        try:
+            self.take_deadlines()
+            handlers = {"hello": self.hello}
+            while True:
+                self.idle()
+                header, body = self.receive()
+                fields, payload = self.answer(handlers[header["op"]], header, body)
+                if header["op"] == "hello":
+                    handlers = self.handlers(header["workdir"])
+                    self.take_deadlines()
+                fields["id"] = header["id"]
+                self.send(encode(fields).encode(), payload)
+        except BadFrame as error:
+            self.leave(f"the channel carries no frames of ours: {error}")
+        except Exception as error:  # no host of ours asks so; what holds now is unknown
+            self.leave(f"a request that cannot be served: {error!r:.400}")
+
+    def answer(
+        self, handler: Any, header: dict[str, Any], body: bytes | bytearray
+    ) -> tuple[dict[str, Any], bytes | list[bytes]]:
+        try:
+            fields, payload = handler(header, body)
+        except OSError as error:
+            return {"errno": error.errno or errno.EIO, "message": str(error)[:400]}, b""
+        return fields, payload
+
+    def take_deadlines(self) -> None:
+        """Have the channel's own calls fail when the host stops in the middle of a frame."""
+        seconds = max(min(FRAME_S, self.limits["lifetime_s"]), 0.1)
+        value = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self.channel.setsockopt(socket.SOL_SOCKET, option, value)
 
     def handlers(self, workdir: str) -> dict[str, Any]:
-        self.kernels = Kernels(self, self.limits, workdir)
-        programs = Programs(self, self.limits, workdir, self.kernels.pids)
-        return {"cell": self.kernels.cell, "exec": programs.exec, "put": put, "get": get}
+        self.workers = workers = Workers(self, self.limits, workdir)
+        kernels, shells = Kernels(workers), Shells(workers)
+        programs = Programs(self, self.limits, workdir, workers.pids)
+        archives = Archives(self.limits, workdir)
+        return {
+            "cell": kernels.cell,
+            "fork_kernel": kernels.fork,
+            "shell": shells.shell,
+            "exec": programs.exec,
+            "put": put,
+            "get": get,
+            "pack": archives.pack,
+            "unpack": archives.unpack,
+        }
 
     def idle(self) -> None:
         """Wait for a request; meanwhile bury the processes that nobody waits for."""
@@ -118,8 +158,8 @@ class Guest:
                 return
             if self.children.wake in ready:
                 self.children.reap()
-            if self.kernels:
-                self.kernels.discard(ready)
+            if self.workers:
+                self.workers.discard(ready)
 
     def time_left(self) -> float:
         left = self.deadline - time.monotonic()
@@ -137,12 +177,14 @@ class Guest:
         data = self.channel.recv(READ_BYTES)
         while len(data) < FRAME.size:
             data += self.more(FRAME.size - len(data))
-        head, length = FRAME.unpack_from(data)
+        head, length = sizes(data, max_body_bytes(self.limits))
         start = FRAME.size + head
         while len(data) < start:
             data += self.more(start - len(data))
-        header, body = decode(data[FRAME.size : start].decode()), data[start:]
-        return header, body if len(body) >= length else self.fill(body, length)
+        header, body = parse_header(data[FRAME.size : start]), data[start:]
+        if len(body) > length:
+            raise BadFrame(f"{len(body) - length} bytes after the end of a frame")
+        return header, body if len(body) == length else self.fill(body, length)
 
     def more(self, size: int) -> bytes:
         return self.channel.recv(size) or self.leave("")
@@ -191,17 +233,32 @@ class Guest:
             hard = resource.getrlimit(kind)[1]
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(kind, (value, value))
+        if "relay" in header:
+            from turnwise.sandboxes import guest_relay
+
+            relay = header["relay"]
+            door = _channel(relay["at"]).detach()
+            self.children.spared.add(guest_relay.start(door, relay["port"]))
         return {"python": "{}.{}.{}".format(*sys.version_info[:3])}, b""
 
 
+def _channel(where: str) -> socket.socket:
+    """The channel on an inherited descriptor, or to the socket of the host at a path."""
+    if where.startswith("/"):
+        channel = socket.socket(socket.AF_UNIX)
+        channel.connect(where)
+        return channel
+    os.set_inheritable(int(where), False)
+    return socket.socket(fileno=int(where))
+
+
 def main(argv: list[str]) -> int:
-    """`TOKEN FD`: serve the channel on descriptor FD, or refuse with exit code 97."""
+    """`TOKEN FD` or `TOKEN PATH`: serve that channel, or refuse with exit code 97."""
     try:
         if len(argv) != 2:
             raise Refused("this file is started by turnwise inside a box, not by hand")
         prove_own_namespace(argv[0])
-        os.set_inheritable(int(argv[1]), False)
-        guest = Guest(socket.socket(fileno=int(argv[1])), argv[0])
+        guest = Guest(_channel(argv[1]), argv[0])
     except Refused as refusal:
         sys.stderr.write(f"refused: {refusal}\n")
         return 97

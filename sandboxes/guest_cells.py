@@ -1,17 +1,24 @@
-"""Inside the box: the guest's side of the kernels in which cells run."""
+"""Inside the box: the guest's side of the kernels in which cells run, and their forks."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import select
-import signal
+import errno
 import socket
+import struct
 import time
 
-from turnwise.sandboxes.guest_children import READ_BYTES, Pipe, Ring, exit_code
-from turnwise.sandboxes.guest_kernel import FROM_KERNEL, INLINE_BYTES, TO_KERNEL, kernel_main
-from turnwise.sandboxes.guest_run import TICK_S, Call, NoRoom, fork, poller
+from turnwise.sandboxes.guest_children import processes
+from turnwise.sandboxes.guest_kernel import (
+    BORN,
+    FORK,
+    FROM_KERNEL,
+    INLINE_BYTES,
+    TO_KERNEL,
+    kernel_main,
+)
+from turnwise.sandboxes.guest_run import TICK_S, Call, NoRoom, fork
+from turnwise.sandboxes.guest_workers import Worker, Workers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,163 +26,175 @@ if TYPE_CHECKING:
 
     from turnwise.sandboxes.guest_run import Answer, Host
 
-INTERRUPT_GRACE_S = 0.5
+_CREDENTIALS = struct.Struct("@3i")  # pid, uid, gid
 
 
-class Kernel:
-    """The guest's handle on one kernel process.
+class Kernel(Worker):
+    """A Python process that keeps its variables; there is none before `start` or a fork."""
 
-    Raises:
-        NoRoom: the box can hold no further process.
-    """
+    kind = "kernel"
 
     def __init__(self, host: Host) -> None:
-        self.calls = 0
-        self.control, child = socket.socketpair()
-        self.out, self.err = Pipe(), Pipe()
+        self.control, self.child = socket.socketpair()
+        super().__init__(host, self.control.fileno(), self.control.fileno())
+
+    def start(self) -> Kernel:
+        """Fork the process off the guest.
+
+        Raises:
+            NoRoom: the box can hold no further process; the kernel is closed.
+        """
         try:
             self.pid = fork()
         except NoRoom:
-            child.close()
             self.close()
             raise
         if self.pid == 0:
-            kernel_main(child.fileno(), self.out.child, self.err.child)
-        child.close()
+            kernel_main(self.child.fileno(), self.out.child, self.err.child)
+        self.close_child()
+        return self
+
+    def request(self, body: bytes | bytearray) -> bytes:
+        return self.next_call(len(body)) + body
+
+    def next_call(self, length: int) -> bytes:
+        self.calls = (self.calls + 1) & 0xFFFFFFFF
+        return TO_KERNEL.pack(self.calls, length)
+
+    def ask_for_fork(self, fresh: Kernel) -> None:
+        """Ask the process to fork, and give it the ends that the other one is to use."""
+        fds = struct.pack("3i", fresh.child.fileno(), fresh.out.child, fresh.err.child)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
+        with contextlib.suppress(OSError):  # it is dead or stopped: no answer will come
+            self.control.sendmsg([self.next_call(FORK)], rights)
+
+    def take(self, reply: bytes, call: Call) -> int | None:
+        if len(reply) < FROM_KERNEL.size:
+            return None
+        numbers: tuple[int, int, int, int] = FROM_KERNEL.unpack_from(reply)
+        number, code, out, err = numbers
+        if number != self.calls or code & ~0xFF or max(out, err) > 2 * INLINE_BYTES:
+            return -1
+        end = FROM_KERNEL.size + out
+        if len(reply) < end + err:
+            return None
+        self.out.drain(call.out)
+        self.err.drain(call.err)
+        call.out.add(reply[FROM_KERNEL.size : end])
+        call.err.add(reply[end : end + err])
+        return code
+
+    def born(self) -> int:
+        """The pid of the forked process, by the word of the operating system; 0 if it is none."""
+        try:
+            said, notes, *_ = self.control.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
+        except OSError:
+            return 0
+        for level, kind, data in notes:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and said == BORN:
+                pid: int = _CREDENTIALS.unpack(data)[0]
+                return pid
+        return 0
+
+    def close_child(self) -> None:
+        self.child.close()
         self.out.close_child()
         self.err.close_child()
-        self.poll = poller(host, self.control.fileno(), self.out.fd, self.err.fd)
-
-    def send_some(self, view: memoryview) -> memoryview:
-        """What is left of `view` after one send; a stopped kernel takes none, a dead one all."""
-        if not view:
-            return view
-        try:
-            return view[self.control.send(view, socket.MSG_DONTWAIT) :]
-        except BlockingIOError:
-            return view
-        except OSError:
-            return view[:0]
-
-    def receive_some(self) -> bytes:
-        """What the kernel sent; nothing if it hung up."""
-        try:
-            return self.control.recv(READ_BYTES, socket.MSG_DONTWAIT)
-        except OSError:
-            return b""
-
-    def drain(self, ready: dict[int, int], call: Call) -> None:
-        """Take over what was written to the pipes in `ready`."""
-        for pipe, ring in ((self.out, call.out), (self.err, call.err)):
-            if pipe.fd in ready and not pipe.drain(ring):
-                self.poll.unregister(pipe.fd)
 
     def close(self) -> None:
-        self.control.close()
-        self.out.close()
-        self.err.close()
+        self.child.close()
+        super().close()
+        self.control.detach()
 
 
 class Kernels:
-    """All kernels of a box, by name; one is started when a cell first names it."""
+    """Runs cells, each in the kernel that it names; a kernel is started when first named."""
 
-    def __init__(self, host: Host, limits: dict[str, Any], workdir: str) -> None:
-        self.host, self.limits, self.workdir = host, limits, workdir
-        self.running: dict[str, Kernel] = {}
-
-    def pids(self, without: Kernel | None = None) -> list[int]:
-        return [kernel.pid for kernel in self.running.values() if kernel is not without]
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
 
     def cell(self, header: dict[str, Any], code: bytes | bytearray) -> Answer:
         """Run `code` in its kernel."""
-        call = Call(self.limits, self.workdir, header["timeout_s"])
+        workers, name = self.workers, header["kernel"]
+        call = workers.call(header)
         try:
-            kernel = self.running.get(header["kernel"]) or self.start(header["kernel"])
+            kernel = self.kernel(name)
         except NoRoom as error:
             call.note(str(error))
             return call.answer(126)
         result = None
-        if self.host.children.ended[kernel.pid] is None:
-            result = self.await_answer(kernel, code, call)
+        if workers.is_running(kernel):
+            result = workers.await_answer(kernel, kernel.request(code), call)
         else:
             call.note("the kernel had ended since its last cell; this cell did not run")
         if result is None:
-            result, call.lost = self.end(header["kernel"], call), True
-        elif call.why:
-            self.host.children.sweep(self.pids(without=kernel), alone=[kernel.pid])
+            result, call.lost = workers.end(name, kernel, call), True
+        elif call.late:
+            workers.host.children.sweep(workers.pids(without=kernel), alone=[kernel.pid])
         return call.answer(result)
 
-    def start(self, name: str) -> Kernel:
-        kernel = self.running[name] = Kernel(self.host)
-        self.host.children.watch(kernel.pid)
-        for pipe in (kernel.out, kernel.err):
-            self.host.poll.register(pipe.fd, select.POLLIN)
-        return kernel
+    def kernel(self, name: str) -> Kernel:
+        """The running kernel `name`, started if there is none."""
+        found = self.workers.running.get((Kernel.kind, name))
+        if found is None:
+            found = Kernel(self.workers.host).start()
+            self.workers.adopt(name, found)
+        assert isinstance(found, Kernel)
+        return found
 
-    def end(self, name: str, call: Call) -> int:
-        """Kill a kernel and all it started; its exit code."""
-        kernel = self.running.pop(name)
-        self.host.children.sweep(self.pids())
-        for pipe, ring in ((kernel.out, call.out), (kernel.err, call.err)):
-            pipe.drain(ring)
-            with contextlib.suppress(KeyError):
-                self.host.poll.unregister(pipe.fd)
-        kernel.close()
-        return exit_code(self.host.children.ended.pop(kernel.pid))
+    def fork(self, header: dict[str, Any], body: bytes | bytearray) -> Answer:
+        """Copy kernel `kernel` to `into`; what ran under that name before is ended.
 
-    def discard(self, ready: dict[int, int]) -> None:
-        """Throw away what background work writes between two cells, lest it block."""
-        for kernel in self.running.values():
-            for pipe in (kernel.out, kernel.err):
-                if pipe.fd in ready and not pipe.drain(Ring(2)):
-                    self.host.poll.unregister(pipe.fd)
+        Raises:
+            OSError: there is no room for it, or the kernel had ended, or it does not answer.
+        """
+        workers, name, into = self.workers, header["kernel"], header["into"]
+        call = workers.call(header)
+        try:
+            kernel = self.kernel(name)
+        except NoRoom as error:
+            raise OSError(errno.EAGAIN, str(error)) from None
+        fresh = Kernel(workers.host)
+        try:
+            self.copy(name, kernel, fresh, call)
+        except BaseException:
+            fresh.close()
+            workers.host.children.sweep(workers.pids())  # it may have come half of the way
+            raise
+        before = workers.running.get((Kernel.kind, into))
+        workers.adopt(into, fresh)
+        if before is not None:
+            workers.end(into, before, call)
+        return {}, b""
 
-    def await_answer(self, kernel: Kernel, code: bytes | bytearray, call: Call) -> int | None:
-        """Hand over the code and drain the kernel until it answers; None if it must go."""
-        kernel.calls = (kernel.calls + 1) & 0xFFFFFFFF
-        to_send = memoryview(TO_KERNEL.pack(kernel.calls, len(code)) + code)
-        reply, asked = b"", False
-        while True:
-            to_send = kernel.send_some(to_send)
-            now = time.monotonic()
-            if now >= call.limit if asked else call.overdue(now):
-                if asked or call.why == "files":
-                    return None
-                os.killpg(kernel.pid, signal.SIGINT)  # what Ctrl-C would do
-                asked, call.limit = True, now + INTERRUPT_GRACE_S
-            wait = 0.001 if to_send else min(TICK_S, call.limit - now)
-            ready = dict(kernel.poll.poll(wait * 1000 + 0.5))
-            if kernel.control.fileno() in ready:
-                part = kernel.receive_some()
-                reply += part
-                result = _take(kernel, reply, call) if part else -1
-                if result is not None:
-                    return None if result < 0 else result
-            self.host.check(ready)
-            if self.ended(kernel, ready):
-                return None
-            kernel.drain(ready, call)
+    def copy(self, name: str, kernel: Kernel, fresh: Kernel, call: Call) -> None:
+        """Fork `kernel`'s process into `fresh`."""
+        workers = self.workers
+        # So that the other process cannot lie about its pid: the kernel adds it to what it says.
+        fresh.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        kernel.ask_for_fork(fresh)
+        code = workers.await_answer(kernel, b"", call)
+        fresh.close_child()
+        if code is None:
+            workers.end(name, kernel, call)
+            raise OSError(errno.ESRCH, f"kernel {name!r} had ended or did not answer; it is gone")
+        if code or call.late:
+            raise OSError(errno.EAGAIN, f"kernel {name!r} could not fork: the box is at a limit")
+        fresh.pid = self.await_birth(fresh, call)
+        fresh.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
 
-    def ended(self, kernel: Kernel, ready: dict[int, int]) -> bool:
-        children = self.host.children
-        if children.wake in ready:
-            children.reap()
-        return children.ended[kernel.pid] is not None
-
-
-def _take(kernel: Kernel, reply: bytes, call: Call) -> int | None:
-    """The exit code once `reply` is whole, -1 if it is none of ours, None to read on."""
-    if len(reply) < FROM_KERNEL.size:
-        return None
-    numbers: tuple[int, int, int, int] = FROM_KERNEL.unpack_from(reply)
-    number, code, out, err = numbers
-    if number != kernel.calls or code & ~0xFF or max(out, err) > 2 * INLINE_BYTES:
-        return -1
-    end = FROM_KERNEL.size + out
-    if len(reply) < end + err:
-        return None
-    kernel.out.drain(call.out)
-    kernel.err.drain(call.err)
-    call.out.add(reply[FROM_KERNEL.size : end])
-    call.err.add(reply[end : end + err])
-    return code
+    def await_birth(self, fresh: Kernel, call: Call) -> int:
+        """The pid of the process that answers on `fresh`: a child of ours, and no kernel yet."""
+        host = self.workers.host
+        while (now := time.monotonic()) < call.limit:
+            ready = dict(fresh.poll.poll(min(TICK_S, call.limit - now) * 1000 + 1))
+            host.check(ready)
+            if host.children.wake in ready:
+                host.children.reap()
+            fresh.drain(ready, call)
+            if fresh.outlet in ready:
+                pid = fresh.born()
+                if processes().get(pid, (0, 0))[0] == 1 and pid not in host.children.ended:
+                    return pid
+                break
+        raise OSError(errno.ECHILD, "the forked kernel did not come to life")

@@ -118,6 +118,8 @@ class Children:
     def __init__(self, prove: Callable[[], None]) -> None:
         prove()
         self.prove = prove
+        self.spared: set[int] = set()
+        """Processes of the guest's own, which every sweep leaves alone."""
         self.ended: dict[int, int | None] = {}
         """Wait status of each watched child; None while it runs."""
         self.wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -145,7 +147,7 @@ class Children:
         All are stopped first, in one system call, so that none can fork its way out between the
         listing and the kill. The proof is taken again: this is the most dangerous line we have.
         """
-        trees, alone = list(trees), set(alone)
+        trees, alone = list(trees), {*alone, *self.spared}
         limit, keep = time.monotonic() + 2.0, set(alone)
         self.prove()
         try:

@@ -10,8 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 def put(header: dict[str, Any], data: bytes | bytearray) -> tuple[dict[str, Any], bytes]:
@@ -23,6 +23,8 @@ def put(header: dict[str, Any], data: bytes | bytearray) -> tuple[dict[str, Any]
         while view:
             view = view[os.write(fd, view) :]
         os.fchmod(fd, header["mode"] & 0o777)
+        if "mtime" in header:
+            os.utime(fd, (header["mtime"], header["mtime"]))
     finally:
         os.close(fd)
     return {}, b""
@@ -46,9 +48,9 @@ def get(header: dict[str, Any], body: bytes | bytearray) -> tuple[dict[str, Any]
 
 
 def _open(path: str, flags: int, make: bool) -> int:
-    folder, name = _folder_of(path, make)
+    folder, name = folder_of(path, make)
     try:
-        fd = os.open(name, flags | _FILE, 0o600, dir_fd=folder)
+        fd = os.open(name, flags | FILE, 0o600, dir_fd=folder)
     finally:
         os.close(folder)
     # Only now is it certain which file it is: not a pipe, a device or a folder of the agent's.
@@ -58,15 +60,16 @@ def _open(path: str, flags: int, make: bool) -> int:
     return fd
 
 
-def _folder_of(path: str, make: bool) -> tuple[int, str]:
+def folder_of(path: str, make: bool) -> tuple[int, str]:
     """(descriptor of the folder of `path`, its last name); a relative path starts at the workdir.
 
     Each step is opened from the one before, so that no link and no rename can lead elsewhere.
     """
+    _require_a_path(path)
     names = [name for name in os.path.abspath(path).split("/") if name]
     if not names:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    fd = os.open("/", _FOLDER)
+    fd = os.open("/", FOLDER)
     for name in names[:-1]:
         above = fd
         try:
@@ -76,11 +79,23 @@ def _folder_of(path: str, make: bool) -> tuple[int, str]:
     return fd, names[-1]
 
 
+def _require_a_path(path: str) -> None:
+    """Refuse what no file can be called as an `OSError`: paths may come from the agent."""
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise OSError(errno.EINVAL, "no file can be called so", ascii(path[:100]))
+    if len(encoded) > 4095:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), ascii(path[:100]))
+
+
 def _step(name: str, above: int, make: bool) -> int:
     try:
-        return os.open(name, _FOLDER, dir_fd=above)
+        return os.open(name, FOLDER, dir_fd=above)
     except FileNotFoundError:
         if not make:
             raise
     os.mkdir(name, 0o755, dir_fd=above)
-    return os.open(name, _FOLDER, dir_fd=above)
+    return os.open(name, FOLDER, dir_fd=above)

@@ -5,6 +5,7 @@ The guest forks it, hands it code over a socket and believes nothing of what com
 
 from __future__ import annotations
 
+import array
 import builtins
 import collections
 import contextlib
@@ -31,6 +32,10 @@ KERNEL_FD = 900
 TO_KERNEL = struct.Struct(">II")  # call number, code length
 FROM_KERNEL = struct.Struct(">IiII")  # call number, exit code, inline stdout, inline stderr
 INLINE_BYTES = 1 << 15
+FORK = 0xFFFFFFFF
+"""In place of a code length: fork, the child on the three descriptors that come with it."""
+BORN = b"\1"
+RIGHTS_BYTES = socket.CMSG_SPACE(3 * 4)
 KEPT_CELLS, KEPT_BYTES = 256, 1 << 16
 
 
@@ -133,26 +138,71 @@ class Cells:
         vars(sys).update(stderr=self.stderr, __stderr__=self.stderr)
         signal.signal(signal.SIGINT, self.interrupt)
         while True:
-            number, code = self.receive()
-            self.reply(number, self.run(code))
+            number, code, ends = self.receive()
+            result = self.branch(ends) if code is None else self.run(code)
+            if result is not None:
+                self.reply(number, result)
 
     def interrupt(self, number: int, frame: Any) -> None:
         if self.running:
             raise KeyboardInterrupt
 
-    def receive(self) -> tuple[int, bytes]:
-        data = self.more()
+    def receive(self) -> tuple[int, bytes | None, list[int]]:
+        """(call number, code, nothing), or (call number, None, descriptors for a fork)."""
+        data, notes, *_ = self.control.recvmsg(1 << 16, RIGHTS_BYTES)
+        ends = [fd for note in notes for fd in array.array("i", note[2])]
+        data = data or os._exit(0)
         while len(data) < TO_KERNEL.size:
             data += self.more()
         number, length = TO_KERNEL.unpack_from(data)
+        if length == FORK:
+            return number, None, ends
         parts, have = [data[TO_KERNEL.size :]], len(data) - TO_KERNEL.size
         while have < length:
             parts.append(self.more())
             have += len(parts[-1])
-        return number, b"".join(parts)
+        return number, b"".join(parts), ends
 
     def more(self) -> bytes:
         return self.control.recv(1 << 16) or os._exit(0)
+
+    def branch(self, ends: list[int]) -> int | None:
+        """Fork a copy of this kernel onto `ends`; 0 or 1 for failed here, None in the copy.
+
+        The copy is a grandchild whose parent ends at once: it becomes a child of the guest, as
+        every kernel is. Only this thread is in it, as after any fork.
+        """
+        chance: Any = getattr(sys.modules.get("random"), "getstate", tuple)()
+        try:
+            child = os.fork()
+            if child == 0:
+                self.become_copy(ends, chance)
+                return None
+        except OSError:
+            return 1
+        finally:
+            for fd in ends:
+                os.close(fd)
+        with contextlib.suppress(ChildProcessError):  # the agent may have its own way with SIGCHLD
+            return int(os.waitpid(child, 0)[1] != 0)
+        return 0
+
+    def become_copy(self, ends: list[int], chance: Any) -> None:
+        """In the forked child: go on in its own child, on the other descriptors."""
+        try:
+            if os.fork():
+                os._exit(0)
+            os.setsid()
+            control, stdout, stderr = ends
+            os.dup2(stdout, 1)
+            os.dup2(stderr, 2)
+            os.dup2(control, self.control.fileno(), inheritable=False)
+            self.pid = os.getpid()
+            if chance:  # Python seeds it anew in a child, and this is to be a copy
+                sys.modules["random"].setstate(chance)
+            self.control.sendall(BORN)
+        except BaseException:
+            os._exit(1)
 
     def run(self, code: bytes) -> int:
         """The cell's exit code; what it raised goes to standard error."""

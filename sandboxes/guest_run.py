@@ -70,28 +70,14 @@ class Call:
         self.began = time.monotonic()
         self.limit = self.began + timeout_s
         self.out, self.err = Ring(limits["output_bytes"]), Ring(limits["output_bytes"])
-        self.folders = (workdir, "/tmp", "/dev/shm")
-        self.files: int = limits["inodes"]
-        self.files_before: int | None = None
-        self.why = ""
-        """Why it had to be ended: "timeout", "files", or "" for not at all."""
+        self.late = False
+        """Whether it had to be ended at its deadline."""
         self.lost = False
 
     def overdue(self, now: float) -> bool:
-        """Whether a limit is broken; sets `why`."""
-        if now >= self.limit:
-            self.why = "timeout"
-        elif now > self.began + TICK_S and self.too_many_files():
-            self.why = "files"
-            self.note(f"killed: this box may hold {self.files} files")
-        return bool(self.why)
-
-    def too_many_files(self) -> bool:
-        # One that is already over may still delete: only growth above the limit is refused.
-        counts = [os.statvfs(folder) for folder in self.folders]
-        used = sum(count.f_files - count.f_ffree for count in counts)
-        self.files_before = used if self.files_before is None else self.files_before
-        return used > max(self.files, self.files_before)
+        """Whether its deadline has passed; sets `late`."""
+        self.late = self.late or now >= self.limit
+        return self.late
 
     def note(self, text: str) -> None:
         """A line of ours at the end of standard error; room is made for it."""
@@ -104,7 +90,7 @@ class Call:
             "exit": code,
             "out": len(out),
             "err": len(err),
-            "timed_out": self.why == "timeout",
+            "timed_out": self.late,
             "truncated": self.out.dropped + self.err.dropped,
             "state_lost": self.lost,
             "wall_s": time.monotonic() - self.began,
@@ -135,7 +121,7 @@ class Programs:
                 self.become(header, pipes)
             self.host.children.watch(pid)
             self.attend(pid, call, pipes, memoryview(stdin))
-            self.host.children.sweep(_still_there(before))
+            self.host.children.sweep(still_there(before))
             for pipe, ring in ((pipes[0], call.out), (pipes[1], call.err)):
                 pipe.drain(ring)
             return call.answer(exit_code(self.host.children.ended.pop(pid)))
@@ -191,7 +177,7 @@ class Programs:
                 stdin = _feed(feed, stdin, poll)
 
 
-def _still_there(before: dict[int, tuple[int, int]]) -> list[int]:
+def still_there(before: dict[int, tuple[int, int]]) -> list[int]:
     """Those of `before` that still run, not those whose pid was given to another process."""
     now = processes() if before else {}
     return [pid for pid, seen in before.items() if pid in now and now[pid][1] == seen[1]]

@@ -1,0 +1,275 @@
+"""`SandboxEnv`: an environment whose tools run code in a sandbox.
+
+Example:
+    class Times(CodeEnv):
+        Task = Factor
+
+        def tasks(self, split):
+            first = 100 * self.splits.index(self.known_split(split))
+            return [Factor(value=first + i) for i in range(100)]
+
+        def setup(self, task, rng):
+            self.inputs = [rng.randrange(1000) for _ in range(3)]
+            return f"Write solve.py: it reads a number and prints it times {task.value}."
+
+        @tool(final=True)
+        def submit(self) -> None:
+            '''Hand in solve.py; ends the episode.'''
+
+        @reward()
+        def solved(self, episode) -> float:
+            files = self.taken("solve.py")
+            with self.fresh_box(files) as box:  # which no code of the agent has run in before
+                for number in self.inputs if files else ():
+                    ran = box.exec(["python3", "solve.py"], stdin=b"%d" % number)
+                    if ran.stdout.split() != [b"%d" % (number * self.task.value)]:
+                        return 0.0
+            return float(bool(files))
+
+        def expert(self):
+            code = f"print(int(input()) * {self.task.value})"
+            if self.taken("solve.py") == {"solve.py": code.encode()}:
+                return self.call_text("submit")
+            return self.call_text("write", path="solve.py", text=code)
+
+The right answers never enter a box: a grader runs the agent's files in a fresh one, and compares
+on the host what they print. Code that judges beside the agent's code can be fooled by it.
+
+Whatever goes wrong with a box is a `SandboxError` that leaves `step`: the rollout masks and retries
+the episode. What the agent's code does wrong is a result that the agent reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import threading
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from turnwise.envs.base import Response
+from turnwise.envs.tool_env import ToolEnv
+from turnwise.envs.tools import ToolFailed
+from turnwise.envs.types import Task
+from turnwise.sandboxes.base import ExecResult, Limits, Sandbox, SandboxError
+from turnwise.sandboxes.open import open_sandbox
+from turnwise.sandboxes.pool import WarmPool, warm_pool
+from turnwise.sandboxes.shared import Lease, lease_workspace
+
+MAX_POOLED = 4096
+"""Above any number of live episodes: an episode that grades holds two boxes, and must not wait for
+another one that does, too."""
+
+
+class SandboxEnv(ToolEnv):
+    """A `ToolEnv` with a box: use `run_...`, `put_file` and `get_file`, or `self.box` itself.
+
+    A box is opened when an episode first uses it and destroyed when the episode ends, by `reset`
+    or by `close`. No two episodes see the same one, unless `shared` is set.
+
+    Args:
+        backend, image: override the class's.
+        options: See `ToolEnv`.
+    """
+
+    backend: str = "auto"
+    """A name of `turnwise.sandboxes.BACKENDS`, or `auto`."""
+    image: str | None = None
+    limits: Limits = Limits(wall_s=10.0)
+    shared: ClassVar[bool] = False
+    """All environments of this class in this process use one box, each with a folder, a kernel and
+    a shell of its own. It is faster, and no wall stands between episodes: for tools that run no
+    code of the agent's. `limits` hold for all of them together."""
+    warm: ClassVar[int] = 0
+    """So many boxes are kept ready for all environments of this class in this process."""
+    step_timeout_s = 120.0
+
+    def __init__(
+        self, *, backend: str | None = None, image: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.backend = backend or type(self).backend
+        self.image = image or type(self).image
+        self._box: Sandbox | None = None
+        self._lease: Lease | None = None
+        self._used = ""
+        self._name = "main"
+        self._kernel_placed = self._shell_placed = False
+
+    @property
+    def box(self) -> Sandbox:
+        """This episode's box, started at the first use.
+
+        Raises:
+            SandboxError: it could not be started.
+        """
+        if self._box is None:
+            self._begin_box()
+        assert self._box is not None
+        return self._box
+
+    @property
+    def workspace(self) -> str:
+        """The folder in the box where this episode's files are; commands start there."""
+        box = self.box
+        return self._lease.path if self._lease else box.spec.workdir
+
+    def run_program(self, *argv: str, **options: Any) -> ExecResult:
+        """Run a program in the workspace; see `Sandbox.exec`."""
+        return self.box.exec(argv, **{"cwd": self.workspace, **options})
+
+    def run_python(self, code: str, **options: Any) -> ExecResult:
+        """Run Python in this episode's kernel; see `Sandbox.cell`."""
+        if self._lease and not self._kernel_placed:
+            self.box.cell(f"import os; os.chdir({self.workspace!r})", kernel=self._name)
+        result = self.box.cell(code, kernel=self._name, **options)
+        self._kernel_placed = not result.state_lost
+        return result
+
+    def run_shell(self, command: str, **options: Any) -> ExecResult:
+        """Run a command in this episode's shell; see `Sandbox.shell`."""
+        if self._lease and not self._shell_placed:
+            self.box.shell(f"cd {self.workspace}", name=self._name)
+        result = self.box.shell(command, name=self._name, **options)
+        self._shell_placed = not result.state_lost
+        return result
+
+    def put_file(self, path: str, data: bytes) -> None:
+        """Write a file of the workspace.
+
+        Raises:
+            ToolFailed: it cannot be written there; so a tool need not catch it.
+            SandboxError: the box is gone.
+        """
+        try:
+            self.box.put(self._place(path), data)
+        except OSError as error:
+            raise ToolFailed(f"{path[:100]}: {error.strerror or error}") from None
+
+    def get_file(self, path: str, *, max_bytes: int | None = None) -> bytes:
+        """Read a regular file of the workspace.
+
+        Raises:
+            ToolFailed: there is no such file, or it is too long.
+            SandboxError: the box is gone.
+        """
+        try:
+            return self.box.get(self._place(path), max_bytes=max_bytes)
+        except OSError as error:
+            raise ToolFailed(f"{path[:100]}: {error.strerror or error}") from None
+
+    def taken(self, *paths: str, max_bytes: int | None = None) -> dict[str, bytes]:
+        """{path: content} of those files of the workspace that there are, for a grader."""
+        found: dict[str, bytes] = {}
+        for path in paths if self._box is not None else ():
+            try:
+                found[path] = self.get_file(path, max_bytes=max_bytes)
+            except ToolFailed:
+                continue
+        return found
+
+    def fresh_box(self, files: Mapping[str, bytes] | None = None) -> Sandbox:
+        """A new box of the same kind that holds `files`; close it, or use it in a `with`.
+
+        Raises:
+            SandboxError: it could not be started.
+            OSError: a file does not fit.
+        """
+        box = self._open()
+        try:
+            for path, data in (files or {}).items():
+                box.put(path, data)
+        except BaseException:
+            box.close()
+            raise
+        return box
+
+    def release(self) -> None:
+        """Give up this episode's box and all in it. Safe to call twice; never raises."""
+        box, lease = self._box, self._lease
+        self._box = self._lease = None
+        if lease is not None and box is not None:
+            with contextlib.suppress(SandboxError, OSError):
+                self._end_workers(box)
+            lease.close()
+        elif box is not None:
+            box.close()
+
+    def begin(self, *args: Any, **kwargs: Any) -> Task:
+        """Start the books of an episode; the box of the last one is given up."""
+        self.release()
+        self._used = ""
+        return super().begin(*args, **kwargs)
+
+    def judge(self, answer: Response) -> None:
+        """Pay the end rewards, and note which backend ran the episode."""
+        super().judge(answer)
+        if self._used:
+            answer.metrics[f"backend_{self._used}"] = 1.0
+
+    def close(self) -> None:
+        """Give up the box. Safe to call twice."""
+        self.release()
+        super().close()
+
+    def _info(self, answer: Response) -> dict[str, Any]:
+        info = {**super()._info(answer), "sandbox": self._used or None}
+        if not self._running:
+            self.release()
+        return info
+
+    def _end_workers(self, box: Sandbox) -> None:
+        """In a box that goes on: end the kernel and the shell that nobody will name again."""
+        if self._kernel_placed:
+            box.cell("import os; os._exit(0)", kernel=self._name)
+        if self._shell_placed:
+            box.shell("exit", name=self._name)
+
+    def _begin_box(self) -> None:
+        self._kernel_placed = self._shell_placed = False
+        self._name = "main"
+        if self.shared:
+            self._lease = lease_workspace(self._key(), backend=self.backend, limits=self.limits)
+            self._name = posixpath.basename(self._lease.path)
+        self._box = self._lease.box if self._lease else self._open()
+        self._used = self._box.backend
+
+    def _open(self) -> Sandbox:
+        if self.warm:
+            return _pool(self.backend, self.image, self.limits, self.warm).lease()
+        return open_sandbox(self.backend, limits=self.limits, image=self.image)
+
+    def _key(self) -> str:
+        return type(self).__name__.lower()
+
+    def _place(self, path: str) -> str:
+        """`path` as the box takes it; in a shared one it must stay in the workspace."""
+        place = posixpath.normpath(posixpath.join(self.workspace, path))
+        if self._lease and not place.startswith(self.workspace + "/"):
+            raise ToolFailed(f"{path[:100]}: outside of the workspace", "not_allowed")
+        return place
+
+
+_pools: dict[tuple[Any, ...], WarmPool] = {}
+_lock = threading.Lock()
+
+
+def _pool(backend: str, image: str | None, limits: Limits, target: int) -> WarmPool:
+    with _lock:
+        key = (backend, image, limits, target)
+        if key not in _pools:
+            _pools[key] = warm_pool(
+                backend, image=image, limits=limits, target=target, max_live=MAX_POOLED
+            )
+        return _pools[key]
+
+
+def _forget_in_child() -> None:
+    # A pool belongs to the process that started its boxes.
+    global _lock
+    _lock = threading.Lock()
+    _pools.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
