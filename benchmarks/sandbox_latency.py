@@ -1,59 +1,205 @@
-"""How long the calls of a sandbox take: `python benchmarks/sandbox_latency.py`.
+"""How long the calls of a sandbox take, each backend beside the others and beside its target.
 
-Prints one row per operation. Not a test: the numbers depend on the machine and what else it does.
+    python benchmarks/sandbox_latency.py [--json]
+
+Not a test: the numbers depend on the machine and on what else it does; the load is printed, too.
+`docker exec` is one `exec` of the engine per call, by the SDK and without the command's own start.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
 
-from turnwise.sandboxes import Limits, lease_workspace, open_sandbox
+from table import show
+
+from turnwise.sandboxes import Limits, Sandbox, SandboxError, WarmPool, open_sandbox, warm_pool
+
+LIMITS = Limits(disk_mb=64)
+SMALL = Limits(memory_mb=64, pids=16, disk_mb=8)
+BACKENDS = ("bubblewrap", "docker")
+BOXES, THREADS, CELLS = 24, 8, 100
+TARGETS: dict[str, Any] = {
+    "cell": 0.3,
+    "shell": 5,
+    "warm lease": 2,
+    "cold start": {"bubblewrap": 250, "docker": 700},
+    "kernel fork": 10,
+    "file fork into a warm box": 50,
+}
+"""Milliseconds at p50 on two quiet cores."""
+CELLS_PER_S, TIMES_DOCKER_EXEC = 800, 100
+Times = list[float]
 
 
-def measure(work: Callable[[], object], count: int) -> list[float]:
+def measure(work: Callable[[], object], count: int) -> Times:
     """Sorted seconds of `count` calls, after a tenth as many to warm up."""
     for _ in range(max(1, count // 10)):
         work()
+    return sorted(_timed(work) for _ in range(count))
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def p50(times: Times) -> float:
+    """The median in milliseconds."""
+    return times[len(times) // 2] * 1e3
+
+
+def operations(backend: str) -> Iterator[tuple[str, Times]]:
+    """(name, sorted seconds) of each operation, measured one after another."""
+    open_sandbox(backend).close()  # the probe, once per boot
+    yield "cold start", sorted(_start_s(backend) for _ in range(10))
+    yield "close", sorted(_close_s(backend) for _ in range(5))
+    with open_sandbox(backend, limits=LIMITS) as box:
+        yield "cell", measure(lambda: box.cell("pass"), 3000)
+        yield "cell with output", measure(lambda: box.cell("print(1)"), 3000)
+        yield "shell", measure(lambda: box.shell("true"), 500)
+        yield "shell, a program", measure(lambda: box.shell("/bin/true"), 200)
+        yield "exec", measure(lambda: box.exec(["true"]), 200)
+        data = os.urandom(1 << 20)
+        yield "put 1 MiB", measure(lambda: box.put("file", data), 50)
+        yield "get 1 MiB", measure(lambda: box.get("file"), 50)
+        yield "kernel fork", _kernel_forks(box)
+        _lay_files(box)
+        with warm_pool(backend, limits=LIMITS, target=2, max_starting=1) as pool:
+            yield "warm lease", _leases(pool)
+            yield "file fork into a warm box", _file_forks(box, pool)
+        yield "file fork with its start", sorted(_fork_s(box) for _ in range(5))
+        if backend == "docker":
+            yield "docker exec per call", _engine_execs(box)
+
+
+def _start_s(backend: str) -> float:
+    began = time.perf_counter()
+    with open_sandbox(backend, limits=LIMITS):
+        return time.perf_counter() - began
+
+
+def _close_s(backend: str) -> float:
+    return _timed(open_sandbox(backend, limits=LIMITS).close)
+
+
+def _kernel_forks(box: Sandbox) -> Times:
+    box.cell("held = bytearray(1 << 20)")
+    names = iter(range(1000))
     times = []
-    for _ in range(count):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
+    for _ in range(20):
+        name = f"branch-{next(names)}"
+        times.append(_timed(lambda name=name: box.fork_kernel(into=name)))
+        box.cell("import os; os._exit(0)", kernel=name)
     return sorted(times)
 
 
-def row(name: str, times: list[float]) -> str:
-    """A line of the table, in milliseconds."""
-    p50, p99 = times[len(times) // 2], times[min(len(times) - 1, int(len(times) * 0.99))]
-    return f"{name:<34} {len(times):>6} {p50 * 1e3:>9.3f} {p99 * 1e3:>9.3f} {1 / p50:>9.0f}"
+def _lay_files(box: Sandbox) -> None:
+    box.put("file", b"x" * 10_000)
+    for number in range(50):
+        box.put(f"src/file-{number}", b"x" * 2000)
+
+
+def _file_forks(box: Sandbox, pool: WarmPool) -> Times:
+    """A snapshot, and its files in a box that a pool has ready."""
+    times = []
+    for _ in range(10):
+        _await_ready(pool)
+        began = time.perf_counter()
+        with pool.lease() as branch:
+            branch.unpack(box.snapshot().data)
+            times.append(time.perf_counter() - began)
+    return sorted(times)
+
+
+def _fork_s(box: Sandbox) -> float:
+    began = time.perf_counter()
+    (branch,) = box.fork()
+    with branch:
+        return time.perf_counter() - began
+
+
+def _await_ready(pool: WarmPool) -> None:
+    while pool.stats().idle < pool.target:
+        time.sleep(0.02)
+
+
+def _engine_execs(box: Sandbox) -> Times:
+    from turnwise.sandboxes.docker_engine import connect
+
+    api = connect().api
+
+    def call() -> None:
+        api.exec_start(api.exec_create(box.id, ["python3", "-c", "pass"])["Id"])
+
+    return measure(call, 20)
+
+
+def _leases(pool: WarmPool) -> Times:
+    times = []
+    for _ in range(20):
+        _await_ready(pool)
+        began = time.perf_counter()
+        box = pool.lease()
+        times.append(time.perf_counter() - began)
+        box.close()
+    return sorted(times)
+
+
+def cells_per_s(backend: str) -> float:
+    """Cells that 8 threads run per second in 24 boxes."""
+    with ExitStack() as stack, ThreadPoolExecutor(THREADS) as threads:
+        boxes = [stack.enter_context(open_sandbox(backend, limits=SMALL)) for _ in range(BOXES)]
+
+        def run(box: Sandbox) -> None:
+            for _ in range(CELLS):
+                box.cell("pass")
+
+        for box in boxes:
+            box.cell("pass")
+        began = time.perf_counter()
+        list(threads.map(run, boxes))
+        return BOXES * CELLS / (time.perf_counter() - began)
+
+
+def backends() -> list[str]:
+    """Those that run here."""
+    found = []
+    for name in BACKENDS:
+        try:
+            open_sandbox(name).close()
+            found.append(name)
+        except SandboxError as error:
+            print(f"{name}: left out, {error}")
+    return found
 
 
 def main() -> None:
-    """Measure start, close, cells, programs and files of one box each."""
-    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print(f"{'operation':<34} {'calls':>6} {'p50 ms':>9} {'p99 ms':>9} {'per s':>9}")
-    open_sandbox().close()  # the probe, once per boot
-    print(row("start and close", measure(lambda: open_sandbox().close(), 20)))
-    with open_sandbox(limits=Limits(disk_mb=64)) as box:
-        print(row("first cell (starts the kernel)", measure(_fresh_kernel(box), 30)))
-        print(row("cell: pass", measure(lambda: box.cell("pass"), 5000)))
-        print(row("cell: print(1)", measure(lambda: box.cell("print(1)"), 5000)))
-        print(row("exec: true", measure(lambda: box.exec(["true"]), 200)))
-        print(row("exec: sh, 3 programs", measure(lambda: box.exec(["sh", "-c", "ls|wc"]), 100)))
-        for size, label in ((100, "100 B"), (1 << 20, "1 MiB")):
-            data = os.urandom(size)
-            print(row(f"put {label}", measure(lambda d=data: box.put("a/file", d), 200)))
-            print(row(f"get {label}", measure(lambda: box.get("a/file"), 200)))
-    print(row("lease and close a workspace", measure(lambda: lease_workspace().close(), 500)))
-
-
-def _fresh_kernel(box: object) -> Callable[[], object]:
-    def work() -> None:
-        box.cell("import os; os._exit(0)")
-
-    return work
+    """Measure every backend that is here and print one table."""
+    here = backends()
+    found = {name: dict(operations(name)) for name in here}
+    rows = []
+    for name in dict.fromkeys(name for times in found.values() for name in times):
+        row: dict[str, Any] = {"p50 ms": name}
+        for backend in here:
+            times = found[backend].get(name)
+            target = TARGETS.get(name, "")
+            row[backend] = f"{p50(times):.3f}" if times else "-"
+            row[f"{backend} p99"] = f"{times[int(len(times) * 0.99)] * 1e3:.2f}" if times else "-"
+            row[f"{backend} target"] = target[backend] if isinstance(target, dict) else target
+        rows.append(row)
+    facts = {f"{name} cells/s over {BOXES} boxes": round(cells_per_s(name)) for name in here}
+    facts["cells/s target"] = CELLS_PER_S
+    if "docker" in found:
+        times = found["docker"]
+        ratio = p50(times["docker exec per call"]) / p50(times["cell"])
+        facts["docker exec / cell"] = f"{ratio:.0f} (target {TIMES_DOCKER_EXEC})"
+    show("sandbox latency", rows, **facts)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
-from turnwise.sandboxes import cgroup, seccomp, watchdog
+from turnwise.sandboxes import cgroup, proxy, seccomp, watchdog
 from turnwise.sandboxes.base import (
+    Limits,
     NoSafeSandbox,
     SandboxError,
     SandboxSpec,
@@ -35,15 +36,24 @@ from turnwise.sandboxes.base import (
     Unsupported,
 )
 from turnwise.sandboxes.channel import Channel, GuestBox
+from turnwise.sandboxes.inside import (
+    MARKER,
+    SEGMENT_PAGES,
+    START_GUEST,
+    accounts,
+    check_workdir,
+    environment,
+    guest_files,
+    max_body,
+    uid_of_the_moment,
+)
 from turnwise.sandboxes.spawner import spawn
 
 NAME = "bubblewrap"
 INSTALL = "apt-get install -y bubblewrap"
 INSTALL_PYTHON = "apt-get install -y python3"
-MARKER = "/.turnwise-box"
 START_TIMEOUT_S = 30.0
 BOX_UID = 1000
-_FIRST_UID, _UIDS = 61184, 4336  # the range that systemd, too, gives to users of the moment
 _counter = itertools.count()
 _starting = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
 
@@ -59,6 +69,7 @@ class _Parts:
     guest: int = -1
     channel: Channel | None = None
     watched: watchdog.Watched | None = None
+    proxy: proxy.Proxy | None = None
 
     def end(self) -> str:
         """Kill the box, wait until it is gone, and return the last words of bwrap and guest."""
@@ -66,6 +77,8 @@ class _Parts:
             return ""
         if self.watched:
             watchdog.forget(self.watched)
+        if self.proxy:
+            self.proxy.close()
         if self.channel:
             self.channel.hang_up()
         how = self._kill()
@@ -98,7 +111,8 @@ def open_box(spec: SandboxSpec) -> GuestBox:
 
     Raises:
         NoSafeSandbox: bwrap or a Python under /usr is missing, or too old to hold a limit.
-        Unsupported: the spec asks for an image or for network.
+        Unsupported: the spec asks for an image.
+        ValueError: its workdir or its list of hosts is none.
         StartFailed: bwrap could not make the namespaces, or the guest did not answer.
     """
     _refuse(spec)
@@ -123,13 +137,11 @@ def _with_words(error: Exception, words: str) -> str:
 def _refuse(spec: SandboxSpec) -> None:
     if spec.image is not None:
         raise Unsupported(f"{NAME} runs this host's /usr, not the image {spec.image!r}")
-    if spec.net.mode != "none":
-        raise Unsupported(f"{NAME} has no network mode {spec.net.mode!r} yet; use 'none'")
-    if not spec.workdir.startswith("/") or spec.workdir.split("/")[1] in _TAKEN:
-        raise ValueError(f"workdir must be a new top-level folder of the box, got {spec.workdir!r}")
-
-
-_TAKEN = {"", "usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "proc", "dev", "etc", "tmp"}
+    if spec.net.mode == "proxy":
+        proxy.parse_allow(spec.net.allow)
+    elif spec.net.mode != "none":
+        raise Unsupported(f"{NAME} has no network mode {spec.net.mode!r}; use 'none' or 'proxy'")
+    check_workdir(spec)
 
 
 def _start(spec: SandboxSpec, parts: _Parts) -> GuestBox:
@@ -138,24 +150,34 @@ def _start(spec: SandboxSpec, parts: _Parts) -> GuestBox:
     parts.log = os.memfd_create("turnwise-log")
     token = secrets.token_hex(16)
     denied = _also_denied(parts.group.held)
-    files = {MARKER: token.encode(), "/etc/passwd": _PASSWD, "/etc/group": _GROUP, **_guest()}
+    files = {MARKER: token.encode(), **accounts(BOX_UID, spec.workdir), **guest_files()}
     fds = {path: _memfd(path, data) for path, data in files.items()}
     filter_fd = _memfd("seccomp", seccomp.compile_filter(also_denied=denied))
+    door = _door(spec, parts)
     try:
         argv = command(spec, fds, filter_fd, info_child, [token, str(there.fileno())])
-        passed = [*fds.values(), filter_fd, info_child, there.fileno()]
+        passed = [*fds.values(), filter_fd, info_child, there.fileno(), *door]
         parts.process = spawn(lambda: _popen(argv, passed, parts, spec))
     finally:
         there.close()
-        for fd in (*fds.values(), filter_fd, info_child):
+        for fd in (*fds.values(), filter_fd, info_child, *door):
             os.close(fd)
-    parts.channel = Channel(here, _max_body(spec))
+    parts.channel = Channel(here, max_body(spec))
     pid = _guest_pid(info)
     parts.guest = os.pidfd_open(pid)
     parts.group.add(pid)
-    _hello(spec, parts)
+    _hello(spec, parts, door)
     _watch(spec, parts, pid)
     return GuestBox(f"bwrap-{token[:8]}", NAME, spec, parts.channel, parts.end)
+
+
+def _door(spec: SandboxSpec, parts: _Parts) -> list[int]:
+    """The descriptor on which the box hands its connections to the proxy; none without one."""
+    if spec.net.mode == "none":
+        return []
+    ours, theirs = socket.socketpair()
+    parts.proxy = proxy.Proxy(spec.net.allow, ours)
+    return [theirs.detach()]
 
 
 def _popen(
@@ -163,7 +185,7 @@ def _popen(
 ) -> subprocess.Popen[bytes]:
     """Start bwrap; runs on the spawner thread, whose CPU affinity it borrows."""
     number = os.getpid() * 31 + next(_counter)
-    uid = _FIRST_UID + number % _UIDS if os.geteuid() == 0 else None
+    uid = uid_of_the_moment() if os.geteuid() == 0 else None
     cores = os.sched_getaffinity(0)
     if "cpu" not in parts.group.held:
         count = min(len(cores), math.ceil(spec.limits.cpus))
@@ -193,20 +215,59 @@ def command(
     spec: SandboxSpec, files: dict[str, int], filter_fd: int, info_fd: int, guest_args: list[str]
 ) -> list[str]:
     """The bwrap command line; `files` maps a path in the box to a descriptor with its content."""
-    disk = str(spec.limits.disk_mb << 20)
-    argv = [bwrap(), "--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
+    argv = _premount(spec.limits)
+    argv += [bwrap(), "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
     argv += ["--unshare-net", "--unshare-user", "--disable-userns"]
     argv += ["--uid", str(BOX_UID), "--gid", str(BOX_UID), "--hostname", "sandbox"]
     argv += ["--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--cap-drop", "ALL"]
     argv += _rootfs()
-    argv += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
-    for folder, size in (("/dev/shm", str(16 << 20)), ("/tmp", disk), (spec.workdir, disk)):
-        argv += ["--size", size, "--tmpfs", folder]
+    # What there is of the kernel's settings per namespace would be the box's own to change.
+    argv += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
+    argv += ["--dev", "/dev", "--remount-ro", "/dev"]
+    for place, folder in (("/dev/shm", "/dev/shm"), ("/tmp", "/tmp"), (_WORK, spec.workdir)):
+        argv += ["--bind", place, folder]
     for path, fd in files.items():
         argv += ["--perms", "0444", "--ro-bind-data", str(fd), path]
     argv += ["--remount-ro", "/", "--chdir", spec.workdir]
     argv += ["--seccomp", str(filter_fd), "--info-fd", str(info_fd)]
-    return [*argv, box_python(), "-I", "-S", "-B", "-c", _START_GUEST, *guest_args]
+    return [*argv, box_python(), "-I", "-S", "-B", "-c", START_GUEST, *guest_args]
+
+
+_WORK = "/var/tmp"
+"""Where the workdir is mounted before bwrap takes it over; any folder that every host has."""
+
+
+def _premount(limits: Limits) -> list[str]:
+    """What starts bwrap in namespaces where the writable folders are ready.
+
+    They need a bound on files as well as on bytes, and `bwrap --tmpfs` sets only the latter. The
+    namespaces belong to a user namespace of their own, so that no right of root's is needed.
+    """
+    folders = (("/dev/shm", 16, 1777), ("/tmp", limits.disk_mb, 1777), (_WORK, limits.disk_mb, 755))
+    mounts = [
+        f"{_program('mount')} -t tmpfs"
+        f" -o nosuid,nodev,size={size}m,mode={mode},nr_inodes={limits.inodes + 1} tmpfs {place}"
+        for place, size, mode in folders
+    ]
+    # Segments outlive their makers and could leave no memory for the guest. Linux before 5.19 does
+    # not let us bound them; there they only count for the cgroup, or are denied without one.
+    segments = f"{{ echo {SEGMENT_PAGES} >/proc/sys/kernel/shmall; }} 2>/dev/null || :"
+    script = " && ".join([*mounts, f"{{ {segments}; }}", 'exec "$@"'])
+    unshare = [_program("unshare"), "--user", "--map-root-user", "--mount", "--ipc"]
+    return [*unshare, "/bin/sh", "-c", script, "-"]
+
+
+@cache
+def _program(name: str) -> str:
+    """Where a program of util-linux is.
+
+    Raises:
+        NoSafeSandbox: it is missing.
+    """
+    path = shutil.which(name)
+    if path is None:
+        raise NoSafeSandbox(f"{name} is not installed; run: apt-get install -y util-linux")
+    return path
 
 
 def _rootfs() -> list[str]:
@@ -220,21 +281,6 @@ def _rootfs() -> list[str]:
     for file in ("/etc/alternatives", "/etc/ld.so.cache"):
         argv += ["--ro-bind-try", file, file]
     return argv
-
-
-_START_GUEST = """import sys
-sys.path.insert(0, "/opt")
-from turnwise.sandboxes.guest import main
-sys.exit(main(sys.argv[1:]))"""
-_PASSWD = b"root:x:0:0:root:/:/bin/sh\nagent:x:1000:1000:agent:/workspace:/bin/sh\n"
-_GROUP = b"root:x:0:\nagent:x:1000:\n"
-
-
-@cache
-def _guest() -> dict[str, bytes]:
-    """Where each file of the guest lies in the box, and what is in it."""
-    files = sorted(Path(__file__).parent.glob("guest*.py"))
-    return {f"/opt/turnwise/sandboxes/{file.name}": file.read_bytes() for file in files}
 
 
 @cache
@@ -279,10 +325,6 @@ def _memfd(name: str, data: bytes) -> int:
     return fd
 
 
-def _max_body(spec: SandboxSpec) -> int:
-    return max(spec.limits.file_bytes, 2 * spec.limits.output_bytes) + 16_384
-
-
 def _guest_pid(info: int) -> int:
     """PID 1 of the box as this process numbers it, from what bwrap writes to its info-fd."""
     text = b""
@@ -301,27 +343,16 @@ def _guest_pid(info: int) -> int:
     return int(json.loads(text)["child-pid"])
 
 
-def _hello(spec: SandboxSpec, parts: _Parts) -> None:
+def _hello(spec: SandboxSpec, parts: _Parts, door: list[int]) -> None:
     assert parts.channel is not None
     limits = asdict(spec.limits) | {"rlimit_pids": _rlimit_is_per_box()}
-    fields = {"limits": limits, "env": _environment(spec), "workdir": spec.workdir}
+    fields = {"limits": limits, "env": environment(spec), "workdir": spec.workdir}
+    if door:
+        fields["relay"] = {"at": str(door[0]), "port": proxy.PORT}
     try:
         parts.channel.call("hello", fields, timeout_s=START_TIMEOUT_S)
     except (SandboxError, OSError) as error:
         raise StartFailed(f"the guest did not start: {error}") from None
-
-
-def _environment(spec: SandboxSpec) -> dict[str, str]:
-    return {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "HOME": spec.workdir,
-        "USER": "agent",
-        "LANG": "C.UTF-8",
-        "TERM": "dumb",
-        "TMPDIR": "/tmp",
-        "OMP_NUM_THREADS": str(math.ceil(spec.limits.cpus)),
-        **spec.env,
-    }
 
 
 @cache

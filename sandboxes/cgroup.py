@@ -15,9 +15,12 @@ from functools import cache
 from pathlib import Path
 
 from turnwise.sandboxes.base import Limits
+from turnwise.sandboxes.owner import leftover_folders, own_folder
 
 CONTROLLERS = ("memory", "pids", "cpu")
 _PERIOD_US = 100_000
+_NOTE = "cgroups"
+"""The file in a process's own folder that tells sweepers in other cgroups where to look."""
 _NAME = re.compile(r"turnwise-(\d+)-(\d+)-(\d+)-\d+")
 
 
@@ -56,6 +59,7 @@ def make(number: int, limits: Limits) -> Cgroup:
     if os.geteuid() != 0:
         return group
     held = set()
+    _note()
     for parent, version, names in _parents():
         folder = parent / f"turnwise-{_owner()}-{number}"
         with contextlib.suppress(OSError):
@@ -135,9 +139,24 @@ def start_time(pid: int) -> int:
     return int(fields[19])
 
 
+def _note() -> None:
+    with contextlib.suppress(OSError):
+        note = own_folder() / _NOTE
+        if not note.exists():
+            note.write_text("".join(f"{parent}\n" for parent, _, _ in _parents()))
+
+
+def _noted() -> Iterator[Path]:
+    """Where owners that have ended made theirs: each session may have a cgroup of its own."""
+    for folder in leftover_folders():
+        with contextlib.suppress(OSError):
+            yield from map(Path, (folder / _NOTE).read_text().splitlines())
+
+
 def leftovers() -> Iterator[Path]:
     """Folders of processes of this PID namespace that are no more."""
-    for parent, _, _ in _parents() if os.geteuid() == 0 else ():
+    parents = {parent for parent, _, _ in _parents()} | set(_noted())
+    for parent in parents if os.geteuid() == 0 else ():
         for folder in parent.glob("turnwise-*"):
             match = _NAME.fullmatch(folder.name)
             if match:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from turnwise.sandboxes import reaper
 from turnwise.sandboxes.base import (
     Limits,
     NetPolicy,
@@ -24,6 +25,8 @@ class Backend:
     fits: Callable[[SandboxSpec], bool]
     """Whether `auto` may choose it for a spec."""
     isolates: bool = True
+    identity: Callable[[SandboxSpec], str] = lambda spec: ""
+    """What the verdict of the probe depends on besides this machine: an engine, an image."""
 
 
 def _bubblewrap(spec: SandboxSpec) -> Sandbox:
@@ -32,9 +35,42 @@ def _bubblewrap(spec: SandboxSpec) -> Sandbox:
     return open_box(spec)
 
 
+def _docker(spec: SandboxSpec) -> Sandbox:
+    from turnwise.sandboxes.docker import open_box
+
+    return open_box(spec)
+
+
+def _docker_identity(spec: SandboxSpec) -> str:
+    from turnwise.sandboxes.docker import identity
+
+    return identity(spec)
+
+
+def _remote(spec: SandboxSpec) -> Sandbox:
+    from turnwise.sandboxes.remote import open_box
+
+    return open_box(spec)
+
+
+def _remote_identity(spec: SandboxSpec) -> str:
+    from turnwise.sandboxes.remote import connect
+
+    return f"{connect().url} {spec.image}"
+
+
+def _unsafe(spec: SandboxSpec) -> Sandbox:
+    from turnwise.sandboxes.unsafe import open_box
+
+    return open_box(spec)
+
+
 # In the order in which `auto` tries them.
 BACKENDS: dict[str, Backend] = {
-    "bubblewrap": Backend(_bubblewrap, lambda spec: spec.image is None and spec.net.mode == "none"),
+    "docker": Backend(_docker, lambda spec: True, identity=_docker_identity),
+    "bubblewrap": Backend(_bubblewrap, lambda spec: spec.image is None),
+    "remote": Backend(_remote, lambda spec: False, identity=_remote_identity),
+    "unsafe": Backend(_unsafe, lambda spec: False, isolates=False),
 }
 
 
@@ -52,7 +88,8 @@ def open_sandbox(
         backend: a name of `BACKENDS`, or `auto`: the first that fits and isolates here. There is
             no fall-back to one that does not isolate.
         limits: what it may use; `Limits()` by default.
-        image: what it runs; None is this machine's own /usr.
+        image: what it runs: an image of the docker engine; None is our base image there, and this
+            machine's own /usr elsewhere.
         net: no network by default.
         env: environment variables of everything in the box.
 
@@ -64,15 +101,16 @@ def open_sandbox(
     """
     spec = SandboxSpec(image, limits or Limits(), net or NetPolicy(), dict(env or {}))
     if backend == "auto":
-        return _first_that_isolates(spec)
+        return open_any(spec)
     if backend not in BACKENDS:
         near = difflib.get_close_matches(backend, ["auto", *BACKENDS], n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}?" if near else f"known: auto, {', '.join(BACKENDS)}"
         raise ValueError(f"no sandbox backend {backend!r}; {hint}")
-    return _open_probed(backend, spec)
+    return open_spec(backend, spec)
 
 
-def _first_that_isolates(spec: SandboxSpec) -> Sandbox:
+def open_any(spec: SandboxSpec) -> Sandbox:
+    """A started box of the first backend that fits and isolates; see `open_sandbox`."""
     fitting = [
         name for name, backend in BACKENDS.items() if backend.isolates and backend.fits(spec)
     ]
@@ -84,16 +122,23 @@ def _first_that_isolates(spec: SandboxSpec) -> Sandbox:
     reasons = []
     for name in fitting:
         try:
-            return _open_probed(name, spec)
-        except NoSafeSandbox as error:
+            return open_spec(name, spec)
+        except (NoSafeSandbox, Unsupported) as error:
             reasons.append(f"{name}: {error}")
     raise NoSafeSandbox("nothing on this machine isolates agent code. " + "\n".join(reasons))
 
 
-def _open_probed(name: str, spec: SandboxSpec) -> Sandbox:
+def open_spec(name: str, spec: SandboxSpec) -> Sandbox:
+    """A started box of backend `name`, which must isolate if it says so; see `open_sandbox`."""
     backend = BACKENDS[name]
     if backend.isolates:
         from turnwise.sandboxes.probe import probe_isolation
 
-        probe_isolation(name, backend.open).require()
-    return backend.open(spec)
+        def open_like(probing: SandboxSpec) -> Sandbox:
+            return backend.open(replace(probing, image=spec.image))
+
+        probe_isolation(name, open_like, backend.identity(spec)).require()
+    reaper.before_start(name)
+    box = backend.open(spec)
+    reaper.watch_over(box)
+    return box

@@ -12,12 +12,14 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from turnwise.sandboxes.cgroup import start_time
 
 PERIOD_S = 0.03
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+FREE_FOR_SOCKETS, TCP_BYTES = 32 << 20, 5 << 19
+"""No process is charged for what waits in its sockets, so each counts as full beyond some."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,10 @@ def _look() -> None:
 def enforce(box: Watched) -> int:
     """End the largest processes of `box` that are over its limits; how many."""
     sizes = {pid: _resident(pid) for pid in _below(box.guest_pid)}
-    if box.memory_bytes is not None and sum(sizes.values()) > box.memory_bytes:
+    nobodys = 0 if box.memory_bytes is None else _in_sockets(box.guest_pid)
+    if box.memory_bytes is not None and sum(sizes.values()) + nobodys > box.memory_bytes:
         sizes = {pid: _own_share(pid, size) for pid, size in sizes.items()}
-    total, count, ended = sum(sizes.values()), len(sizes) + 1, 0
+    total, count, ended = sum(sizes.values()) + nobodys, len(sizes) + 1, 0
     for pid in sorted(sizes, key=sizes.__getitem__, reverse=True):
         fits = box.memory_bytes is None or total <= box.memory_bytes
         if fits and (box.pids is None or count <= box.pids):
@@ -94,22 +97,44 @@ def _below(root: int) -> list[int]:
 
 
 def _resident(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
-    except (OSError, IndexError):
-        return 0
+    """What `pid` has resident, its page tables included: to look costs memory, too."""
+    return _kib(f"/proc/{pid}/status", "VmRSS:", "VmPTE:")
 
 
 def _own_share(pid: int, resident: int) -> int:
-    """What `pid` has resident, a page that n processes share counted 1/n; slower than `_resident`.
+    """As `_resident`, a page that n processes share counted 1/n; slower.
 
     A process that hides its map from us is counted in full.
     """
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) << 10
-    return resident
+    share = _kib(f"/proc/{pid}/smaps_rollup", "Pss:")
+    return share + _kib(f"/proc/{pid}/status", "VmPTE:") if share else resident
+
+
+def _kib(path: str, *names: str) -> int:
+    """The sum of the lines of `path` that begin with `names`, in bytes; 0 where it is gone."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(names))
+
+
+def _in_sockets(pid: int) -> int:
+    """The most that may wait in the sockets of the box of `pid`, above a free share.
+
+    Without a cgroup, the filter keeps their buffers at the size that they start with.
+    """
+    try:
+        words = Path(f"/proc/{pid}/net/sockstat").read_text().split()
+        tcp, every = int(words[words.index("TCP:") + 2]), int(words[words.index("used") + 1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return max(0, tcp * TCP_BYTES + every * _socket_bytes() - FREE_FOR_SOCKETS)
+
+
+@cache
+def _socket_bytes() -> int:
+    return int(Path("/proc/sys/net/core/wmem_default").read_text())
 
 
 def _kill(pid: int) -> None:

@@ -198,6 +198,12 @@ class LacksInfo(Guess):
         return *head, info
 
 
+class SaysNothing(Guess):
+    def setup(self, task, rng):
+        super().setup(task, rng)
+        return ""
+
+
 class ReturnsTuples(Guess):
     def reset(self, **kwargs):
         super().reset(**kwargs)
@@ -243,6 +249,7 @@ class PartsDoNotAddUp(TextEnv):
         (ClosesOnce, "closes twice"),
         (ForgetsHalf, "snapshots restore"),
         (LacksInfo, "info is complete"),
+        (SaysNothing, "info is complete"),
         (ReturnsTuples, "gymnasium accepts"),
     ],
 )
