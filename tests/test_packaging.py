@@ -128,9 +128,13 @@ def test_the_constraints_lie_within_the_ranges_and_name_no_place():
     assert all(re.fullmatch(r"[\d.a-z]+", pin) for pin in PINS.values())
 
 
+EXTRAS = ("train", "babyai", "docker", "remote", "dev")
+"""What scripts/setup.sh installs."""
+
+
 def test_the_constraints_pin_all_that_the_tests_run_on():
     optional = PROJECT["project"]["optional-dependencies"]
-    wanted = [line for extra in ("train", "babyai", "dev") for line in optional[extra]]
+    wanted = [line for extra in EXTRAS for line in optional[extra]]
     try:
         installed = {*closure([*PROJECT["project"]["dependencies"], *wanted])}
     except PackageNotFoundError as absent:
