@@ -264,6 +264,7 @@ class _Scheduler:
                 metrics={**(metrics or {}), "drift": live.seat.ledger.drift["rewrite"]},
                 attempts=live.attempt,
                 wall_s=time.monotonic() - live.started,
+                sandbox=getattr(env, "sandbox", ""),
             )
         )
 

@@ -54,6 +54,9 @@ class Env(gymnasium.Env[str, str]):
     """Set by `turnwise.envs.make`; with `env_kwargs` it makes this environment again."""
     env_kwargs: Mapping[str, Any] = {}
 
+    sandbox: str = ""
+    """The backend of the box that this episode's commands run in; goes into its record."""
+
     task: types.Task
     rng: random.Random
     """This episode's own randomness; seeded by `reset`. Never use the global generators."""

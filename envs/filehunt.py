@@ -95,6 +95,7 @@ class FileHunt(ToolEnv):
         self.world: World = task_world(task)
         self._tree = self._tree or Tree()
         self._tree.mount(task.key, self.world)
+        self.sandbox = self._tree.backend
         self.reached = 0
         self.max_turns = self.world.expert_turns + self.slack
         self._detoured, self._lost = False, False

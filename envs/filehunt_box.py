@@ -126,6 +126,11 @@ class Tree:
         self._trees: _Trees | None = None
         self._key = ""
 
+    @property
+    def backend(self) -> str:
+        """Return the name of the backend that holds the tree; empty before `mount`."""
+        return self._trees.box.backend if self._trees else ""
+
     def mount(self, key: str, world: World) -> None:
         """Let go of the tree before, and read that of task `key`, writing it if need be.
 

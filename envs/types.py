@@ -191,6 +191,8 @@ class Episode:
     metrics: Mapping[str, float] = field(default_factory=dict)
     attempts: int = 1
     wall_s: float = 0.0
+    sandbox: str = ""
+    """The backend that ran its commands: `unsafe` is said, too; empty where no box was used."""
 
     @property
     def turns(self) -> tuple[Turn, ...]:

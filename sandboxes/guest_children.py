@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 READ_BYTES = 1 << 16
+OUT_OF_MEMORY_S = 0.5
 
 
 class Refused(Exception):
@@ -118,6 +119,7 @@ class Children:
     def __init__(self, prove: Callable[[], None]) -> None:
         prove()
         self.prove = prove
+        self.sweeping = False
         self.spared: set[int] = set()
         """Processes of the guest's own, which every sweep leaves alone."""
         self.ended: dict[int, int | None] = {}
@@ -140,6 +142,10 @@ class Children:
                     return
                 if pid in self.ended:
                     self.ended[pid] = status
+                    if status == signal.SIGKILL and not self.sweeping:
+                        # Not by us, so perhaps for want of memory. Page tables come back a moment
+                        # later; whoever asks for some meanwhile is the next to go, even PID 1.
+                        time.sleep(OUT_OF_MEMORY_S)
 
     def sweep(self, trees: Iterable[int] = (), alone: Iterable[int] = ()) -> None:
         """End every process of the namespace but `trees`, all below them, and `alone`.
@@ -150,6 +156,7 @@ class Children:
         trees, alone = list(trees), {*alone, *self.spared}
         limit, keep = time.monotonic() + 2.0, set(alone)
         self.prove()
+        self.sweeping = True
         try:
             while time.monotonic() < limit and self._signal_all(bool(trees or alone)):
                 table = processes()
@@ -165,6 +172,7 @@ class Children:
             for pid in keep:
                 self.signal(pid, signal.SIGCONT)
             self.reap()
+            self.sweeping = False
 
     def _signal_all(self, spare: bool) -> bool:
         try:
