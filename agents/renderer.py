@@ -79,7 +79,7 @@ class Renderer:
         recall: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
-        self.recall = noted_recall(tokenizer) if recall is None else _checked(recall)
+        self.recall = noted_recall(tokenizer) if recall is None else checked_recall(recall)
         self._add_tools = add_tools
         self._template = Template(tokenizer, template_kwargs or {})
         self.codec = Codec(tokenizer, str(tokenizer.chat_template))
@@ -284,7 +284,7 @@ def recent(messages: Sequence[Message], turns: int) -> list[Message]:
 def remember(tokenizer: Any, recall: int | None) -> None:
     """Note in the tokenizer, and so in the folder it is saved to, how many turns a prompt shows."""
     if recall is not None:
-        tokenizer.init_kwargs[_RECALL] = _checked(recall)
+        tokenizer.init_kwargs[_RECALL] = checked_recall(recall)
 
 
 def noted_recall(tokenizer: Any) -> int | None:
@@ -292,7 +292,8 @@ def noted_recall(tokenizer: Any) -> int | None:
     return getattr(tokenizer, "init_kwargs", {}).get(_RECALL)
 
 
-def _checked(recall: int) -> int:
+def checked_recall(recall: int) -> int:
+    """Return `recall`. Raises ValueError: it is less than nothing."""
     if recall < 0:
         raise ValueError(f"recall is a number of past turns, 0 or more, got {recall}")
     return recall

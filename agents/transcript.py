@@ -57,7 +57,15 @@ def _head(episode: Episode) -> Iterator[str]:
     ]
     yield " · ".join(parts)
     if len(episode.segments) > 1:
-        yield f"{_DIM}history rewritten {len(episode.segments) - 1} times{_END}"
+        yield f"{_DIM}{_branches(episode)}{_END}"
+
+
+def _branches(episode: Episode) -> str:
+    """Say why there are several segments: `Renderer.recall` is meant, a rewrite is not."""
+    more = len(episode.segments) - 1
+    if episode.metrics.get("drift", more):
+        return f"history rewritten {more} times"
+    return f"shown its last turns alone: {more + 1} prompts"
 
 
 def _turn(number: int, turn: Turn, width: int) -> Iterator[str]:

@@ -170,11 +170,15 @@ def _episode(exhibit: Exhibit, vocabulary: _Vocabulary) -> dict[str, Any]:
         "final": episode.final_observation,
         "metrics": {name: _rounded(value) for name, value in episode.metrics.items()},
         "wall": _rounded(episode.wall_s, 2),
-        "turns": [_turn(turn, vocabulary) for turn in episode.turns],
+        "turns": [
+            _turn(turn, len(segment.inherited_ids) if i == 0 else 0, vocabulary)
+            for segment in episode.segments
+            for i, turn in enumerate(segment.turns)
+        ],
     }
 
 
-def _turn(turn: Turn, vocabulary: _Vocabulary) -> dict[str, Any]:
+def _turn(turn: Turn, inherited: int, vocabulary: _Vocabulary) -> dict[str, Any]:
     return {
         "read": turn.observation,
         "act": turn.action,
@@ -186,7 +190,7 @@ def _turn(turn: Turn, vocabulary: _Vocabulary) -> dict[str, Any]:
         "executor": turn.executor,
         "finish": turn.finish,
         "version": turn.policy_version,
-        "context": len(turn.context_ids),
+        "context": inherited + len(turn.context_ids),
         "tokens": [vocabulary.place(token) for token in turn.action_ids],
         "logprobs": [_rounded(value) for value in turn.logprobs],
         "env_s": _rounded(turn.env_s, 4),

@@ -40,7 +40,8 @@ class Options:
     env: Annotated[Positional[str], arg(metavar="ENV")]
     """An id that `turnwise list` shows, or `module:Class`."""
     policy: str = "expert"
-    """`expert`, `random`, `noop`, or the folder or name of a model."""
+    """`expert`, `random`, `noop`, or the folder or name of a model. A model is shown as many past
+    turns as its folder notes, else all: see --recall of `turnwise train`."""
     env_kwargs: str = "{}"
     """JSON object of the environment's arguments, as '{"depth": 3}'."""
     split: str = "test"
@@ -68,7 +69,8 @@ class Options:
     max_new_tokens: int = 64
     """Tokens of a model's action, at most."""
     max_tokens: int = 1024
-    """Tokens of a model's episode, all that it reads and writes together, at most."""
+    """Tokens of a model's episode, all that it reads and writes together, at most; of one prompt
+    and its action, where the model recalls its last turns alone."""
     concurrency: int = 64
     """Episodes that are live at once."""
     threads: int = 1

@@ -49,11 +49,11 @@ def language_model(
         raise ValueError(f"the model takes at most {longest} tokens, got --max-tokens {max_tokens}")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     engine = EmbeddedEngine(model, slots=slots, max_len=max_tokens)
-    policy = LLMPolicy(
-        engine, Renderer(tokenizer), temperature=temperature, max_new_tokens=max_new_tokens
-    )
+    renderer = Renderer(tokenizer)
+    policy = LLMPolicy(engine, renderer, temperature=temperature, max_new_tokens=max_new_tokens)
     sampling = {"temperature": temperature, "max_new_tokens": max_new_tokens}
-    return Player(policy, {"policy": name, "weights": weights_of(name), **sampling})
+    shown = {} if renderer.recall is None else {"recall": renderer.recall}
+    return Player(policy, {"policy": name, "weights": weights_of(name), **sampling, **shown})
 
 
 def weights_of(name: str) -> str:

@@ -78,7 +78,8 @@ def _title(episodes: Sequence[Episode]) -> str:
 
 def _run(run: dict[str, Any]) -> dict[str, str]:
     config = run.get("config", run)
-    names = ("env", "env_kwargs", "policy", "model", "recipe", "run_seed", "seed", "temperature")
+    who = ("env", "env_kwargs", "policy", "model", "recipe")
+    names = (*who, "recall", "run_seed", "seed", "temperature")
     return {name: str(config[name]) for name in names if config.get(name) not in (None, "", {})}
 
 

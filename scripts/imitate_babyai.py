@@ -17,6 +17,7 @@ from rich.console import Console
 
 from turnwise.agents.renderer import remember
 from turnwise.envs.registry import make
+from turnwise.trainers.course import move_aside
 from turnwise.trainers.model import save_model, tiny_from_env
 from turnwise.trainers.pipeline import WarmUp, measure, warm_up
 from turnwise.trainers.progress import Progress
@@ -38,7 +39,7 @@ PLAN = WarmUp(
 
 @dataclass(frozen=True, kw_only=True)
 class Imitation:
-    """What is learnt, and where it goes."""
+    """What is learnt, and where it goes; what an earlier run left there is moved aside."""
 
     out: Path = Path("runs/babyai-sft")
     seed: int = 0
@@ -50,6 +51,7 @@ def main(run: Imitation) -> None:
     """Imitate, then measure on layouts of the test split."""
     torch.set_num_threads(1)
     console, make_env = Console(), partial(make, "turnwise/BabyAI-GoToLocal-v1")
+    move_aside(run.out)
     start = time.process_time()
     model, tokenizer = tiny_from_env(make_env, seed=run.seed, rope_theta=30.0)
     remember(tokenizer, 0)  # an observation tells the mission and the view: the past only misleads

@@ -6,16 +6,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_loop import history, run, same_weights
 from test_scorer import naive
 from toys import Walks
 
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.policy import LLMPolicy
 from turnwise.agents.renderer import Renderer, noted_recall, recent, remember
-from turnwise.agents.replay import tokens
+from turnwise.agents.replay import tokens, view
 from turnwise.agents.rollout import jobs_for, play
-from turnwise.trainers.batch import pack, rows_of, totals_of
+from turnwise.agents.viewer import Exhibit, write_report
+from turnwise.cli.policies import language_model
+from turnwise.trainers.batch import micro_batches, pack, rows_of, totals_of
+from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.model import load_model, save_model, tiny_from_env
+from turnwise.trainers.run_folder import RunFolderError
 from turnwise.trainers.scorer import Scorer
 from turnwise.trainers.surrogates import token_mean
 
@@ -110,3 +115,50 @@ def test_a_saved_model_knows_what_it_was_shown(tmp_path):
 def test_less_than_nothing_cannot_be_recalled():
     with pytest.raises(ValueError, match="0 or more, got -1"):
         Renderer(fresh()[1], recall=-1)
+
+
+def test_a_resumed_run_recalls_as_before_and_ends_with_the_same_weights(tmp_path):
+    usual = {"env": WALK, "recall": 1, "checkpoint_every": 1}
+    run(tmp_path / "whole", steps=3, **usual)
+    run(tmp_path / "parts", steps=2, **usual)
+    run(tmp_path / "parts", steps=3, resume=True, **usual)
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert history(tmp_path / "whole") == history(tmp_path / "parts")
+    assert noted_recall(load_model(str(tmp_path / "parts" / "model"))[1]) == 1
+    with pytest.raises(RunFolderError, match="recall=1, and recall=0 was asked for"):
+        run(tmp_path / "parts", steps=4, resume=True, **{**usual, "recall": 0})
+
+
+def test_an_evaluation_plays_what_the_folder_notes_and_says_so(tmp_path):
+    model, tokenizer = tiny_from_env(WALK, tasks=10, **TINY)
+    sampling = {"temperature": 1.0, "max_new_tokens": 4, "max_tokens": 256}
+    many = {"slots": 2, "threads": 1}
+    save_model(model, tokenizer, tmp_path)
+    assert "recall" not in language_model(str(tmp_path), **sampling, **many).identity
+    remember(tokenizer, 2)
+    save_model(model, tokenizer, tmp_path)
+    player = language_model(str(tmp_path), **sampling, **many)
+    assert player.policy.renderer.recall == player.identity["recall"] == 2
+
+
+def test_every_prompt_counts_towards_a_micro_batch():
+    rows = rows_of(played(0)[1])
+    largest = max(sum(len(r.prompt) + len(r) for r in rows if r.traj == t) for t in range(12))
+    for some in micro_batches(rows, largest):
+        packed = pack(some, aggregate=token_mean, totals=totals_of(rows))
+        assert len(packed.ids_N) <= largest
+
+
+def test_what_is_shown_of_an_episode_tells_forgetting_from_a_rewrite(tmp_path):
+    episode = played(0)[1][0]
+    assert len(episode.segments) == len(episode.turns) == 5
+    assert "rewritten" not in (text := view(episode))
+    assert "shown its last turns alone: 5 prompts" in text
+    page = write_report(tmp_path / "x", title="", episodes=[Exhibit(episode)]).read_text()
+    for prompt in prompts(episode):
+        assert f'"context":{len(prompt)},' in page
+
+
+def test_less_than_nothing_is_refused_with_the_config():
+    with pytest.raises(ValueError, match="recall is a number of past turns, 0 or more, got -1"):
+        TrainConfig(recall=-1)

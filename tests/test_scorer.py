@@ -183,6 +183,17 @@ def test_rows_of_very_different_lengths_do_too():
     assert relative_gap(gradients(model, found_M, packed), expected) < 1e-5
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_rows_without_a_trained_token_and_prompts_without_a_rest_are_taken_too(kind):
+    model = MODELS[kind]()
+    shown = packed_of(rows_of(episodes()[:2], trained=lambda turn: False))
+    bare = [Row((3, 4), [], [], [], [], [], 0), Row((9,), [5], [0], [-1.0], [0], [1.0], 1)]
+    scorer = Scorer(model, 256)
+    assert scorer.logprobs(shown).shape == (0,)
+    found = scorer.logprobs(packed_of(bare))
+    torch.testing.assert_close(found, naive(model, bare), rtol=1e-5, atol=1e-5)
+
+
 def test_the_fast_forward_pass_is_what_these_tests_run():
     assert Scorer(qwen3(), 64).decoder is not None
     assert Scorer(add_lora(qwen3(), 2), 64).decoder is not None

@@ -128,17 +128,21 @@ def micro_batches(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
     at one task usually do, and then share their prompt.
     """
     batch: list[Row] = []
+    prompts: set[tuple[int, ...]] = set()
     size = 0
     for unit in _units(rows):
-        shared = bool(batch) and unit[0].prompt == batch[-1].prompt
-        weight = sum(map(len, unit)) + (0 if shared else len(unit[0].prompt))
-        if batch and size + weight > budget:
+        new = {row.prompt for row in unit} - prompts
+        if batch and size + _tokens_in(unit, new) > budget:
             yield batch
-            batch, size = [], 0
-            weight = sum(map(len, unit)) + len(unit[0].prompt)
-        batch, size = batch + unit, size + weight
+            batch, prompts, size = [], set(), 0
+            new = {row.prompt for row in unit}
+        batch, prompts, size = batch + unit, prompts | new, size + _tokens_in(unit, new)
     if batch:
         yield batch
+
+
+def _tokens_in(unit: Sequence[Row], prompts: Iterable[tuple[int, ...]]) -> int:
+    return sum(map(len, unit)) + sum(map(len, prompts))
 
 
 def _units(rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from turnwise.agents.renderer import checked_recall
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -44,11 +46,14 @@ class TrainConfig:
     max_new_tokens: int = 64
     """Tokens of an action, at most."""
     max_tokens: int = 1024
-    """Tokens of an episode, all that the agent reads and writes together, at most."""
+    """Tokens of an episode, all that the agent reads and writes together, at most; with `recall`
+    those of one prompt and its action."""
     max_turns: int | None = None
     """Turns of an episode, at most; by default the environment's own limit."""
     recall: int | None = None
-    """Past turns that the agent still sees; by default what its folder notes, else all."""
+    """Past turns that a prompt shows, besides the system message and the present observation; all
+    else is forgotten, also the task, where no observation repeats it. By default what the model's
+    folder notes, else all."""
     micro_tokens: int = 8192
     """Tokens per forward pass of an update."""
     lora_rank: int = 0
@@ -86,6 +91,8 @@ class TrainConfig:
         for name in ("max_failed", "decay_from"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+        if self.recall is not None:
+            checked_recall(self.recall)
         if self.lora_rank < 0 or self.checkpoint_every < 0:
             raise ValueError("lora_rank and checkpoint_every must be 0 or more")
         self.environment_arguments()

@@ -66,7 +66,7 @@ def run_course(course: Course) -> int:
     """Run every stage; return 0, 3 if a replay diverged, or 130 if it was interrupted."""
     torch.set_num_threads(course.train.threads)
     console, clock = Console(), Clock()
-    moved = _move_aside(course.out)
+    moved = move_aside(course.out)
     say_before(console, course.title or course.env, course.out, course.seed, moved)
     tokenizer = _imitate(course, console, clock)
     reports = _measure(course, "before", course.out / "sft", console, clock)
@@ -94,8 +94,8 @@ def run_course(course: Course) -> int:
     return DIVERGED if summary["replay"]["divergences"] else 0
 
 
-def _move_aside(out: Path) -> Path | None:
-    """Rename what an earlier run left, so that nothing of it is mixed into this one."""
+def move_aside(out: Path) -> Path | None:
+    """Rename what an earlier run left, so that nothing mixes; return its name now, if any."""
     if not out.exists() or not any(out.iterdir()):
         return None
     aside = out.with_name(f"{out.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")

@@ -88,7 +88,7 @@ class Scorer:
         mask = (torch.arange(width, device=device) < lengths[:, None]).long()
         logits = self.model(input_ids=ids, attention_mask=mask).logits
         where = [(b, len(r.prompt) + i - 1) for b, r in enumerate(packed.rows) for i in r.trained]
-        b, t = torch.tensor(where, device=device).reshape(-1, 2).T
+        b, t = torch.tensor(where, dtype=torch.int64, device=device).reshape(-1, 2).T
         return logits[b, t].float()
 
 
