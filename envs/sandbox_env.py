@@ -45,6 +45,7 @@ import contextlib
 import os
 import posixpath
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -52,14 +53,25 @@ from turnwise.envs.base import Response
 from turnwise.envs.tool_env import ToolEnv
 from turnwise.envs.tools import ToolFailed
 from turnwise.envs.types import Task
-from turnwise.sandboxes.base import ExecResult, Limits, Sandbox, SandboxError
+from turnwise.sandboxes.base import (
+    ExecResult,
+    Limits,
+    NetPolicy,
+    Sandbox,
+    SandboxError,
+    StartFailed,
+)
 from turnwise.sandboxes.open import open_sandbox
 from turnwise.sandboxes.pool import WarmPool, warm_pool
+from turnwise.sandboxes.reaper import end_at_sigterm
 from turnwise.sandboxes.shared import Lease, lease_workspace
 
 MAX_POOLED = 4096
 """Above any number of live episodes: an episode that grades holds two boxes, and must not wait for
 another one that does, too."""
+START_PAUSES_S = (0.5, 1.5, 3.0)
+"""Before further tries to start a box: an engine that was started anew answers after some seconds.
+No code of the agent has run by then."""
 
 
 class SandboxEnv(ToolEnv):
@@ -77,6 +89,8 @@ class SandboxEnv(ToolEnv):
     """A name of `turnwise.sandboxes.BACKENDS`, or `auto`."""
     image: str | None = None
     limits: Limits = Limits(wall_s=10.0)
+    net: NetPolicy = NetPolicy()
+    """No network; or the hosts that a proxy lets through. Fresh boxes for graders have the same."""
     shared: ClassVar[bool] = False
     """All environments of this class in this process use one box, each with a folder, a kernel and
     a shell of its own. It is faster, and no wall stands between episodes: for tools that run no
@@ -89,6 +103,7 @@ class SandboxEnv(ToolEnv):
         self, *, backend: str | None = None, image: str | None = None, **options: Any
     ) -> None:
         super().__init__(**options)
+        end_at_sigterm()  # boxes start on the threads of a rollout, which cannot arrange for it
         self.backend = backend or type(self).backend
         self.image = image or type(self).image
         self._box: Sandbox | None = None
@@ -230,15 +245,32 @@ class SandboxEnv(ToolEnv):
         self._kernel_placed = self._shell_placed = False
         self._name = "main"
         if self.shared:
-            self._lease = lease_workspace(self._key(), backend=self.backend, limits=self.limits)
+            self._lease = lease_workspace(self._key(), **self._how())
             self._name = posixpath.basename(self._lease.path)
         self._box = self._lease.box if self._lease else self._open()
         self._used = self._box.backend
 
     def _open(self) -> Sandbox:
+        for pause_s in START_PAUSES_S:
+            try:
+                return self._open_once()
+            except StartFailed:
+                time.sleep(pause_s)
+        return self._open_once()
+
+    def _open_once(self) -> Sandbox:
         if self.warm:
-            return _pool(self.backend, self.image, self.limits, self.warm).lease()
-        return open_sandbox(self.backend, limits=self.limits, image=self.image)
+            return _pool(self.warm, **self._how()).lease()
+        return open_sandbox(**self._how())
+
+    def _how(self) -> dict[str, Any]:
+        """How `open_sandbox` makes a box of this environment."""
+        return {
+            "backend": self.backend,
+            "limits": self.limits,
+            "image": self.image,
+            "net": self.net,
+        }
 
     def _key(self) -> str:
         return type(self).__name__.lower()
@@ -255,13 +287,11 @@ _pools: dict[tuple[Any, ...], WarmPool] = {}
 _lock = threading.Lock()
 
 
-def _pool(backend: str, image: str | None, limits: Limits, target: int) -> WarmPool:
+def _pool(target: int, **how: Any) -> WarmPool:
     with _lock:
-        key = (backend, image, limits, target)
+        key = (target, *how.values())
         if key not in _pools:
-            _pools[key] = warm_pool(
-                backend, image=image, limits=limits, target=target, max_live=MAX_POOLED
-            )
+            _pools[key] = warm_pool(target=target, max_live=MAX_POOLED, **how)
         return _pools[key]
 
 

@@ -8,6 +8,7 @@ before bwrap starts, so that an escape is nobody rather than root.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import math
@@ -207,6 +208,13 @@ def _popen(
             # Ctrl-C is for the owner to handle; it must not end the boxes under it.
             start_new_session=True,
         )
+    except OSError as error:
+        if uid is None or error.errno not in (errno.EPERM, errno.EINVAL):
+            raise
+        raise NoSafeSandbox(
+            "root cannot become another user here, as in a user namespace without others: start"
+            " turnwise as an ordinary user, or the container with a range of users (--privileged)"
+        ) from None
     finally:
         os.sched_setaffinity(0, cores)
 
@@ -388,6 +396,9 @@ def _read_log(fd: int) -> str:
 
 
 def _hint(text: str) -> str:
+    if "unshare failed: No space left on device" in text:
+        cure = "sysctl -w user.max_user_namespaces=10000"
+        return f"; this host allows no user namespaces: run as root `{cure}`"
     if "uid map" in text or "Operation not permitted" in text or "No permissions" in text:
         return (
             "; this host refuses user namespaces: run as root `sysctl -w"

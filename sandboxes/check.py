@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from turnwise.sandboxes.base import Sandbox, SandboxError, SandboxSpec
-from turnwise.sandboxes.laws import LAWS, LIMITS, Broken, Law, Skipped, Trial
+from turnwise.sandboxes.law import LIMITS, Broken, Law, Skipped, Trial
+from turnwise.sandboxes.laws import LAWS
 from turnwise.sandboxes.open import BACKENDS, open_sandbox
 
 Status = Literal["pass", "fail", "skip"]

@@ -124,7 +124,9 @@ class Guest:
         try:
             fields, payload = handler(header, body)
         except OSError as error:
-            return {"errno": error.errno or errno.EIO, "message": str(error)[:400]}, b""
+            number = error.errno or errno.EIO
+            message = str(error)[:400].replace(f"[Errno {number}] ", "", 1)  # the host adds it
+            return {"errno": number, "message": message}, b""
         return fields, payload
 
     def take_deadlines(self) -> None:

@@ -26,6 +26,7 @@ from turnwise.sandboxes.base import (
     StartFailed,
     Unsupported,
 )
+from turnwise.sandboxes.reaper import end_at_sigterm
 from turnwise.sandboxes.single_use import SingleUse, answers
 
 TRIES = 3
@@ -132,6 +133,7 @@ class WarmPool:
         self._wanted, self._closed = True, False
         self._refused: SandboxError | None = None
         self._pid = os.getpid()
+        end_at_sigterm()  # no thread that starts a box can arrange for it
         _pools.add(self)
         threading.Thread(target=self._refill, name="turnwise-pool", daemon=True).start()
 

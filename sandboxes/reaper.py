@@ -86,8 +86,7 @@ def before_start(backend: str) -> None:
         fresh = backend == "docker" and backend not in _engines
         first, _swept = not _swept, True
         _engines.update({backend} & {"docker"})
-    if first:
-        end_at_sigterm()
+    end_at_sigterm()
     if first or fresh:
         sweep(containers=fresh)
 
@@ -174,7 +173,8 @@ def end_at_sigterm() -> bool:
 
     Only where nobody else handles the signal: a trainer that ends its step first still needs its
     boxes, and reaches the end of the process by itself. Only from the main thread, since no other
-    may set a handler. In both cases the other layers remain.
+    may set a handler: what is made there and starts boxes on threads calls this when it is made.
+    In both cases the other layers remain.
     """
     if threading.current_thread() is not threading.main_thread():
         return False

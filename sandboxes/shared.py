@@ -11,8 +11,9 @@ import itertools
 import os
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
-from turnwise.sandboxes.base import Limits, Sandbox, SandboxError
+from turnwise.sandboxes.base import Limits, NetPolicy, Sandbox, SandboxError
 from turnwise.sandboxes.open import open_sandbox
 
 SHARED_LIMITS = Limits(
@@ -20,7 +21,7 @@ SHARED_LIMITS = Limits(
 )
 
 _lock = threading.Lock()
-_boxes: dict[tuple[str, str, Limits], Sandbox] = {}
+_boxes: dict[tuple[str, str, Limits, str | None, NetPolicy], Sandbox] = {}
 _counter = itertools.count()
 
 
@@ -51,9 +52,14 @@ class Lease:
 
 
 def shared_sandbox(
-    key: str = "turnwise", *, backend: str = "auto", limits: Limits = SHARED_LIMITS
+    key: str = "turnwise",
+    *,
+    backend: str = "auto",
+    limits: Limits = SHARED_LIMITS,
+    image: str | None = None,
+    net: NetPolicy | None = None,
 ) -> Sandbox:
-    """The box of this process for (key, backend, limits); a fresh one when it has died.
+    """The box of this process for these arguments; a fresh one when it has died.
 
     Whoever held the dead one gets `SandboxDied` from its next call, since its files are lost.
 
@@ -61,23 +67,26 @@ def shared_sandbox(
         NoSafeSandbox: nothing on this machine isolates.
         StartFailed: it could not be started.
     """
+    asked = key, backend, limits, image, net or NetPolicy()
     with _lock:
-        box = _boxes.get((key, backend, limits))
+        box = _boxes.get(asked)
         if box is None or not getattr(box, "alive", True):
-            box = _boxes[key, backend, limits] = open_sandbox(backend, limits=limits)
+            box = open_sandbox(backend, limits=limits, image=image, net=net)
+            _boxes[asked] = box
         return box
 
 
-def lease_workspace(
-    key: str = "turnwise", *, backend: str = "auto", limits: Limits = SHARED_LIMITS
-) -> Lease:
+def lease_workspace(key: str = "turnwise", **how: Any) -> Lease:
     """A private, empty folder in the shared box `key`.
+
+    Args:
+        key, how: as `shared_sandbox`.
 
     Raises:
         NoSafeSandbox, StartFailed: as `shared_sandbox`.
         SandboxDied: the box went away at this very moment; try again.
     """
-    box = shared_sandbox(key, backend=backend, limits=limits)
+    box = shared_sandbox(key, **how)
     path = f"/workspace/{key}-{next(_counter)}"
     made = box.cell(f"__import__('os').makedirs({path!r})")
     if made.exit_code:

@@ -11,7 +11,7 @@ from turnwise.envs.code_env import CodeEnv, text_of
 from turnwise.envs.sandbox_env import SandboxEnv
 from turnwise.envs.tools import ToolFailed, reward, tool
 from turnwise.envs.types import Task
-from turnwise.sandboxes.base import ExecResult, Limits, SandboxDied
+from turnwise.sandboxes.base import ExecResult, Limits, NetPolicy, SandboxDied, Unsupported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +176,8 @@ def test_what_the_agents_code_does_wrong_is_read_by_the_agent(lab):
     assert "ToolError[tool_raised]" in answers(lab, "write", path="/proc/x", text="1")
     assert "ToolError[tool_raised]" in answers(lab, "bash", command="a\0b")
     assert answers(lab, "write", path="é", text="é") == "ok"
+    missing = answers(lab, "read", path="a/b")
+    assert "a/b: No such file or directory" in missing and "Errno" not in missing
 
 
 def test_a_box_that_dies_leaves_step_as_its_own_error_and_the_next_episode_gets_another(lab):
@@ -259,7 +261,16 @@ class WarmLab(Lab):
     warm = 1
 
 
-def test_warm_environments_lease_boxes_that_nobody_used_before():
+@pytest.fixture
+def pools():
+    """The pools of a test, closed after it."""
+    yield sandbox_env._pools
+    for pool in sandbox_env._pools.values():
+        pool.close()
+    sandbox_env._pools.clear()
+
+
+def test_warm_environments_lease_boxes_that_nobody_used_before(pools):
     need_bubblewrap()
     env, seen = WarmLab(), set()
     for _ in range(3):
@@ -268,8 +279,26 @@ def test_warm_environments_lease_boxes_that_nobody_used_before():
         seen.add(env.box.id)
     env.close()
     assert len(seen) == 3
-    sandbox_env._pool("bubblewrap", None, WarmLab.limits, 1).close()
-    sandbox_env._pools.clear()
+
+
+@pytest.mark.parametrize("base", [Lab, SharedLab, WarmLab])
+def test_image_and_network_of_the_class_hold_however_its_boxes_are_come_by(base, pools):
+    need_bubblewrap()
+    listed = NetPolicy("proxy", ("example.org",))
+
+    class Connected(base):
+        net = listed
+
+    env = Connected()
+    env.reset(seed=0)
+    assert env.box.spec.net == listed
+    with env.fresh_box() as fresh:
+        assert fresh.spec.net == listed
+    box = env.box
+    env.close()
+    box.close()
+    with pytest.raises(Unsupported, match="no-such-image"):
+        base(image="no-such-image").box  # noqa: B018
 
 
 def test_tools_refuse_by_tool_failed_outside_of_a_call_too(lab):

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from attack_columns import NoPython, lay_open, python_for_others
 from boxes import need_bubblewrap, processes_with, wait_until
 
 from turnwise.sandboxes import (
@@ -548,17 +549,58 @@ def test_without_bubblewrap_the_error_holds_the_command(monkeypatch):
     assert not caught.value.retryable
 
 
-def test_a_host_that_refuses_namespaces_gets_a_reason_and_a_way_out(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("said", "cure"),
+    [
+        ("setting up uid map: no permission", "unprivileged_userns_clone=1"),
+        ("unshare failed: Operation not permitted", "unprivileged_userns_clone=1"),
+        ("unshare failed: No space left on device", "user.max_user_namespaces=10000"),
+    ],
+)
+def test_a_host_that_refuses_namespaces_gets_a_reason_and_a_way_out(
+    monkeypatch, tmp_path, said, cure
+):
     need_bubblewrap()
     fake = tmp_path / "unshare"
-    fake.write_text("#!/bin/sh\necho 'unshare: setting up uid map: no permission' >&2; exit 1\n")
+    fake.write_text(f"#!/bin/sh\necho 'unshare: {said}' >&2; exit 1\n")
     fake.chmod(0o755)
     for folder in [tmp_path, *tmp_path.parents][:4]:
         if folder.owner() == Path.home().owner() and folder != Path("/"):
             folder.chmod(0o755)
     monkeypatch.setattr(bubblewrap, "_program", lambda name: str(fake))
-    with pytest.raises(StartFailed, match=r"uid map.*sysctl"):
+    with pytest.raises(StartFailed, match=rf"{said}.*sysctl.*{cure}"):
         bubblewrap.open_box(SandboxSpec())
+
+
+NAMESPACES = """
+import sys
+from turnwise.sandboxes import NoSafeSandbox, open_sandbox
+try:
+    open_sandbox("bubblewrap").close()
+except NoSafeSandbox as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes the user that is refused")
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        (["unshare", "--user"], "this host refuses user namespaces"),
+        (["unshare", "--user", "--map-root-user"], "root cannot become another user"),
+    ],
+)
+def test_a_user_who_really_is_refused_reads_what_to_do(refusal, words):
+    need_bubblewrap()
+    try:
+        python = python_for_others()
+    except NoPython as error:
+        pytest.skip(str(error))
+    with tempfile.TemporaryDirectory() as folder:
+        as_user = lay_open(Path(folder))
+        argv = [*refusal, python, "-c", NAMESPACES]
+        ran = subprocess.run(argv, capture_output=True, text=True, timeout=60, **as_user)
+    assert words in ran.stdout, ran.stderr
 
 
 def test_the_probe_passes_here_and_is_remembered(monkeypatch, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import tempfile
 import threading
@@ -23,7 +24,8 @@ from turnwise.sandboxes import (
     open_sandbox,
 )
 from turnwise.sandboxes.check import LawResult, SandboxReport, _try
-from turnwise.sandboxes.laws import LAWS, LIMITS, Trial
+from turnwise.sandboxes.law import LIMITS, Trial
+from turnwise.sandboxes.laws import LAWS
 
 WALLS = {law.name for law in LAWS if law.kind == "walls"}
 
@@ -290,6 +292,18 @@ def test_a_call_that_ends_the_box_ends_the_check():
     )
     assert [law.name for law in report.failures] == ["a failing program is a result"]
     assert "ended the box" in report.failures[0].detail and len(report.laws) < len(LAWS)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_the_page_shows_what_works_and_counts_the_laws():
+    need_bubblewrap()
+    page = Path(__file__).parent.parent.joinpath("docs/sandboxes.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(example, "docs/sandboxes.md", "exec"), {})
+    assert f"against {len(LAWS)} laws" in page
+    assert all(f"| `{name}` |" in page for name in BACKENDS)
 
 
 # ---------------------------------------------------------------- bad input

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +25,6 @@ from turnwise.sandboxes import (
     NoSafeSandbox,
     Sandbox,
     SandboxDied,
-    SandboxError,
     SandboxSpec,
     StartFailed,
     Unsupported,
@@ -563,115 +561,6 @@ def test_what_cannot_be_built_says_which_step_failed(make_image, tmp_path):
         build_image(dockerfile=tmp_path)
     with pytest.raises(ValueError, match="one of"):
         build_image(image="a", packages=["b"])
-
-
-# ---------------------------------------------------------------- an engine that fails
-
-
-@pytest.fixture(scope="module")
-def second_engine():
-    """An engine of these tests alone, with a copy of the image: it may be stopped."""
-    need_docker()
-    if os.geteuid() != 0:
-        pytest.skip("starting an engine needs root")
-    image = api().get_image(docker_image.BASE_IMAGE)
-    with (
-        tempfile.TemporaryDirectory(prefix="turnwise-engine-") as name,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        engine = OwnEngine(Path(name))
-        patch.setenv("DOCKER_HOST", engine.url)
-        try:
-            engine.start()
-            with docker_engine.connect().client(60) as own:
-                own.load_image(image)
-            yield engine
-        finally:
-            engine.stop()
-
-
-@pytest.fixture
-def own_engine(second_engine, monkeypatch):
-    monkeypatch.setenv("DOCKER_HOST", second_engine.url)
-    return second_engine
-
-
-class OwnEngine:
-    def __init__(self, folder):
-        self.folder, self.url = folder, f"unix://{folder}/s"
-        self.cgroup = folder.name
-        self.process = None
-
-    def start(self):
-        (self.folder / "pid").unlink(missing_ok=True)
-        argv = ["dockerd", "-H", self.url, "--data-root", self.folder / "data", "--exec-root"]
-        argv += [self.folder / "exec", "-p", self.folder / "pid", "--storage-driver", "overlay2"]
-        argv += ["--iptables=false", "--ip6tables=false", "--bridge=none"]
-        argv += ["--cgroup-parent", f"/{self.cgroup}"]
-        with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        assert wait_until(self.answers, 30.0), (self.folder / "log").read_text()[-2000:]
-
-    def answers(self):
-        try:
-            return bool(docker_engine.connect())
-        except SandboxError:
-            return False
-
-    def stop(self):
-        if self.process and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        for line in reversed(mounts_of(self.folder.name)):
-            subprocess.run(["umount", "-l", line.split()[4]], check=False)
-        for path in Path("/sys/fs/cgroup").glob(f"*/{self.cgroup}"):
-            with contextlib.suppress(OSError):
-                path.rmdir()
-
-
-@pytest.mark.slow
-def test_an_engine_that_ends_in_a_call_is_a_typed_loss_and_its_return_is_noticed(own_engine):
-    box = open_sandbox("docker", limits=SMALL)
-    stop = threading.Timer(0.5, own_engine.stop)
-    stop.start()
-    with pytest.raises(SandboxDied) as caught:
-        box.exec(["sleep", "77"], timeout_s=60.0)
-    stop.join()
-    assert caught.value.retryable
-    began = time.monotonic()
-    box.close()
-    assert time.monotonic() - began < 2.0
-    with pytest.raises(StartFailed, match="did before") as caught:
-        open_sandbox("docker", limits=SMALL)
-    assert caught.value.retryable
-    own_engine.start()
-    with open_sandbox("docker", limits=SMALL) as box:
-        assert box.exec(["echo", "on"]).stdout == b"on\n"
-
-
-@pytest.mark.slow
-def test_a_frozen_engine_holds_neither_a_start_nor_an_end(own_engine, monkeypatch):
-    box = open_sandbox("docker", limits=SMALL)
-    monkeypatch.setattr(docker, "END_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(docker, "CALL_TIMEOUT_S", 0.5)
-    docker_engine.connect().api.timeout = 0.5
-    own_engine.process.send_signal(signal.SIGSTOP)
-    try:
-        assert box.exec(["echo", "on"]).stdout == b"on\n", "a call does not need the engine"
-        began = time.monotonic()
-        with pytest.raises(StartFailed, match="timed out"):
-            open_sandbox("docker", limits=SMALL)
-        box.close()
-        assert time.monotonic() - began < 5.0
-    finally:
-        own_engine.process.send_signal(signal.SIGCONT)
-    assert wait_until(lambda: box.id not in names(), 10.0)
 
 
 # ---------------------------------------------------------------- on paper

@@ -201,6 +201,32 @@ def test_a_sigterm_ends_the_boxes_and_then_the_process(word):
         assert cgroups_of(said[0]) == []
 
 
+THREADED = """
+import sys, threading, time
+from turnwise.envs.sandbox_env import SandboxEnv
+from turnwise.sandboxes import Limits, open_sandbox, owner, warm_pool
+limits = Limits(memory_mb=96, pids=24, disk_mb=4)
+made = SandboxEnv(backend="bubblewrap") if sys.argv[1] == "environment" else warm_pool(target=0)
+boxes = []
+thread = threading.Thread(target=lambda: boxes.append(open_sandbox("bubblewrap", limits=limits)))
+thread.start()
+thread.join()
+print(owner.owner_of_this_process(), flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("what", ["environment", "pool"])
+def test_a_sigterm_ends_boxes_that_only_threads_have_started(what):
+    need_bubblewrap()
+    argv = [sys.executable, "-c", THREADED, what]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        name = process.stdout.readline().strip()
+        process.terminate()
+        assert process.wait(20) == -signal.SIGTERM
+        assert cgroups_of(name) == []
+
+
 HANDLED = """
 import os, signal, time
 {early}
