@@ -11,7 +11,7 @@ reasoning), the renderer says so and the caller renders all of it again as an ex
 
 An agent may also be made to forget: with `recall` its prompt holds the system message and the last
 turns alone, each prompt a branch. That bounds the context of long episodes, and where an
-observation says all that matters it keeps a small model from copying its own past actions.
+observation says all that matters a small model learns faster without its past (docs/log.md).
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ One forward pass over every token once: the projections and MLPs see flat tokens
 group's prompt is computed once and attended to by all its attempts, and the output layer runs at
 the trained positions alone.
 
-Shape suffixes: N tokens, M trained tokens, G prompts of at most P tokens, B rows of at most S.
+Shape suffixes: N tokens, M trained tokens, G prompts, B rows. In a block of similar runs, B of them
+have at most S tokens and at most P in front; H heads, K key-value heads, E head size.
 """
 
 from __future__ import annotations
@@ -100,18 +101,18 @@ class _Layout:
 
     def __init__(self, packed: Packed) -> None:
         prompts, rests = packed.prompt_lengths, packed.rest_lengths
-        self.starts_G = np.cumsum([0, *prompts])
-        starts_B = self.starts_G[-1] + np.cumsum([0, *rests])
+        starts_G = np.cumsum([0, *prompts])
+        starts_B = starts_G[-1] + np.cumsum([0, *rests])
         device, mine_B = packed.ids_N.device, packed.prompt_of_B.tolist()
         seen_B = [prompts[g] for g in mine_B]
         none = _Block([], [], device)
         self.blocks = [
-            (_Block([self.starts_G[g] for g in some], [prompts[g] for g in some], device), none)
+            (_Block([starts_G[g] for g in some], [prompts[g] for g in some], device), none)
             for some in _similar(prompts)
         ]
         for some in _similar(rests, seen_B):
             own = _Block([starts_B[b] for b in some], [rests[b] for b in some], device)
-            at = [self.starts_G[mine_B[b]] for b in some]
+            at = [starts_G[mine_B[b]] for b in some]
             self.blocks.append((own, _Block(at, [seen_B[b] for b in some], device)))
         self.back = torch.cat([own.index for own, _ in self.blocks]).argsort()
 
