@@ -17,7 +17,7 @@ from turnwise.agents.engines.base import Engine, GenRequest, Sampling
 from turnwise.agents.ledger import ContextFull, Ledger
 from turnwise.agents.renderer import Renderer
 from turnwise.envs.base import Env
-from turnwise.envs.hermes import HERMES
+from turnwise.envs.formats.hermes import HERMES
 from turnwise.envs.seeds import derive
 from turnwise.envs.types import Message
 

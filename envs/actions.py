@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from turnwise.envs.calls import Action, ActionFormat, ToolCall
-from turnwise.envs.command import COMMAND
-from turnwise.envs.hermes import HERMES
+from turnwise.envs.formats.command import COMMAND
+from turnwise.envs.formats.hermes import HERMES
 from turnwise.envs.names import UnknownName, hint
 
 __all__ = ["COMMAND", "FORMATS", "HERMES", "Action", "ActionFormat", "ToolCall"]

@@ -211,9 +211,9 @@ def _builtin(name: str, entry_point: str, *tags: str, **kwargs: Any) -> None:
     register(f"turnwise/{name}", f"turnwise.envs.{entry_point}", kwargs=kwargs, tags=tags)
 
 
-_builtin("FileHunt-v1", "filehunt:FileHunt", "tools", "sandbox")
+_builtin("FileHunt-v1", "builtin.filehunt:FileHunt", "tools", "sandbox")
 for _level in (
     *("GoToRedBallGrey", "GoToRedBall", "GoToObj", "GoToLocal", "GoToDoor", "GoTo"),
     *("OpenDoor", "PickupLoc", "UnlockLocal", "PutNextLocal", "Pickup", "Synth"),
 ):
-    _builtin(f"BabyAI-{_level}-v1", "babyai:BabyAI", "babyai", "grid", level=_level)
+    _builtin(f"BabyAI-{_level}-v1", "builtin.babyai:BabyAI", "babyai", "grid", level=_level)

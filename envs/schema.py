@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from turnwise.envs.formats.strict_json import JsonFault, loads
 from turnwise.envs.names import hint
-from turnwise.envs.strict_json import JsonFault, loads
 
 
 class BadArgs(ValueError):

@@ -8,10 +8,10 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from turnwise.envs.actions import COMMAND, FORMATS, HERMES, ToolCall
-from turnwise.envs.command import word
+from turnwise.envs.formats.command import word
+from turnwise.envs.formats.strict_json import JsonFault, loads
 from turnwise.envs.fuzz import MALFORMED
 from turnwise.envs.names import UnknownName
-from turnwise.envs.strict_json import JsonFault, loads
 from turnwise.envs.tool_env import CODES
 
 NAMES = st.from_regex(r"[a-z][a-z_0-9]{0,9}", fullmatch=True)

@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("minigrid", reason="needs pip install 'turnwise[babyai]'")
 
-from turnwise.envs.babyai import BabyAI, BabyTask
-from turnwise.envs.babyai_view import describe
+from turnwise.envs.builtin.babyai import BabyAI, BabyTask
+from turnwise.envs.builtin.babyai_view import describe
+from turnwise.envs.formats.strict_json import loads
 from turnwise.envs.names import UnknownName
 from turnwise.envs.registry import make
-from turnwise.envs.strict_json import loads
 
 WALL, DOOR, KEY, BALL = 2, 4, 5, 6
 RED, GREEN = 0, 1

@@ -10,9 +10,9 @@ from types import MappingProxyType
 import pytest
 from boxes import need_bubblewrap
 
-from turnwise.envs import filehunt_box
-from turnwise.envs.filehunt import CLUE, SHARE, FileHunt, Hunt, task_world
-from turnwise.envs.filehunt_world import KINDS_OF_THING, START, WORDS
+from turnwise.envs.builtin import filehunt_box
+from turnwise.envs.builtin.filehunt import CLUE, SHARE, FileHunt, Hunt, task_world
+from turnwise.envs.builtin.filehunt_world import KINDS_OF_THING, START, WORDS
 from turnwise.envs.types import digest
 from turnwise.sandboxes.base import SandboxError
 from turnwise.sandboxes.shared import shared_sandbox

@@ -27,7 +27,7 @@ from turnwise.agents.policy import (
 )
 from turnwise.agents.renderer import Renderer
 from turnwise.agents.rollout import Settings, jobs_for, play
-from turnwise.envs.hermes import HERMES
+from turnwise.envs.formats.hermes import HERMES
 from turnwise.envs.types import Outcome, Stop
 from turnwise.sandboxes.base import NoSafeSandbox, SandboxDied
 from turnwise.trainers.model import tiny_from_env

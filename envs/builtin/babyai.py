@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from turnwise.envs.babyai_bot import Oracle
-from turnwise.envs.babyai_view import describe, make_level, state_of
+from turnwise.envs.builtin.babyai_bot import Oracle
+from turnwise.envs.builtin.babyai_view import describe, make_level, state_of
 from turnwise.envs.signatures import Tool
 from turnwise.envs.task_range import TaskRange
 from turnwise.envs.tool_env import EpisodeView, ToolEnv

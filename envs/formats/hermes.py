@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turnwise.envs.calls import Action, ActionFormat, ToolCall, failed
-from turnwise.envs.strict_json import JsonFault, decode, surrogate
+from turnwise.envs.formats.strict_json import JsonFault, decode, surrogate
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 

@@ -20,8 +20,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from turnwise.envs.base import Response
-from turnwise.envs.filehunt_box import Tree
-from turnwise.envs.filehunt_world import CLUE, KINDS_OF_THING, START, WORDS, World, make_world
+from turnwise.envs.builtin.filehunt_box import Tree
+from turnwise.envs.builtin.filehunt_world import (
+    CLUE,
+    KINDS_OF_THING,
+    START,
+    WORDS,
+    World,
+    make_world,
+)
 from turnwise.envs.seeds import derive
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
 from turnwise.envs.tools import ToolFailed, metric, reward, tool

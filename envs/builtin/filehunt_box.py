@@ -7,7 +7,7 @@ import json
 import threading
 from collections import OrderedDict
 
-from turnwise.envs.filehunt_world import World
+from turnwise.envs.builtin.filehunt_world import World
 from turnwise.sandboxes.base import ProtocolError, Sandbox, SandboxDied, SandboxError
 from turnwise.sandboxes.shared import shared_sandbox
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turnwise.envs.calls import Action, ActionFormat, ToolCall, failed
-from turnwise.envs.strict_json import surrogate
+from turnwise.envs.formats.strict_json import surrogate
 
 _BLANKS = " \t\r\n"
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from turnwise.envs.babyai_view import make_level
+from turnwise.envs.builtin.babyai_view import make_level
 from turnwise.envs.extras import need
 
 MAX_SUBGOALS = 1000

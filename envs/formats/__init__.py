@@ -1,0 +1,1 @@
+"""Ways of writing tool calls as text; `turnwise.envs.actions.FORMATS` names them."""
