@@ -3,7 +3,8 @@
 Three ways in: `@register("shop/Refund-v1")` on a class; `register("shop/Refund-v1",
 "shop.envs:Refund")`, which imports nothing until it is made; and, for an installed package, an
 entry point in the group `turnwise.envs` whose value is a module that registers on import or a
-function that registers when called. `module:Class` stands for an id wherever one is taken.
+function that registers when called. `module:Class` stands for an id wherever one is taken, and
+`gymnasium/CartPole-v1` for an environment of gymnasium that is read and answered as text.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from turnwise.envs.gymnasium_plugin import mirror
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=type)
 GROUP = "turnwise.envs"
 _ID = re.compile(r"[\w.-]+/[\w.-]+-v\d+")
+_FOREIGN = "gymnasium/"
+_ADAPTER = "turnwise.envs.adapters.gymnasium:FromGymnasium"
 
 
 class UnknownEnv(UnknownName):
@@ -69,6 +74,7 @@ class EnvSpec:
 _SPECS: dict[str, EnvSpec] = {}
 _BROKEN: list[str] = []
 _discovered = False
+_discovering = threading.RLock()
 
 
 def register(
@@ -85,7 +91,7 @@ def register(
     Args:
         id: `namespace/Name-vN`.
         entry_point: A class, or `module:Class`, which is imported only when it is made.
-        kwargs: Arguments of the constructor.
+        kwargs: Arguments of the constructor, and `wrappers`; see `make`.
         tags: For `list_envs(tag)`.
 
     Raises:
@@ -111,23 +117,30 @@ def _add(spec: EnvSpec) -> None:
     if taken is not None and (taken.where, taken.kwargs) != (spec.where, spec.kwargs):
         raise DuplicateEnv(f"{spec.id!r} is already {taken.where}; raise the version or rename")
     _SPECS[spec.id] = spec
-    mirror(spec.id, spec.entry_point, spec.kwargs)
+    if "wrappers" in spec.kwargs:  # which only `make` knows
+        mirror(spec.id, partial(make, spec.id), {})
+    else:
+        mirror(spec.id, spec.entry_point, spec.kwargs)
 
 
 def _discover() -> None:
     """Load the entry points of installed packages, once; a broken one only warns."""
     global _discovered
-    if _discovered:
-        return
-    _discovered = True
-    for point in entry_points(group=GROUP):
+    with _discovering:  # another thread waits until all is found; what is loaded may ask, too
+        points = () if _discovered else tuple(entry_points(group=GROUP))
+        _discovered = True
+        _load_points(points)
+
+
+def _load_points(points: Iterable[EntryPoint]) -> None:
+    for point in points:
         try:
             loaded = point.load()
             if callable(loaded) and not isinstance(loaded, type):
                 loaded()
         except Exception as error:
             _BROKEN.append(f"{point.value}: {type(error).__name__}: {error}")
-            warnings.warn(f"environments of {_BROKEN[-1]} were not loaded", stacklevel=3)
+            warnings.warn(f"environments of {_BROKEN[-1]} were not loaded", stacklevel=4)
 
 
 def spec(id: str) -> EnvSpec:
@@ -136,6 +149,8 @@ def spec(id: str) -> EnvSpec:
     Raises:
         UnknownEnv: there is none; the message names the nearest.
     """
+    if id.startswith(_FOREIGN) and id not in _SPECS:
+        return EnvSpec(id, _ADAPTER, {"env": id.removeprefix(_FOREIGN)}, ("gymnasium",))
     if ":" in id:
         return EnvSpec(id, id)
     if id not in _SPECS:
@@ -167,26 +182,51 @@ def make(id: str, /, **kwargs: Any) -> Env:
 
     `make(env.env_id, **env.env_kwargs)` makes an equal one.
 
+    Args:
+        id: As `list_envs` shows it, or `module:Class`.
+        kwargs: `wrappers` is a list of `[name, arguments]`, the innermost first: names of
+            `turnwise.envs.wrappers`, or `module:Class`. All others are the constructor's.
+
     Raises:
         UnknownEnv: there is no such environment.
-        TypeError: the constructor takes no such argument.
+        UnknownName: there is no such wrapper.
+        TypeError: a constructor takes no such argument.
         MissingExtra: it needs a package that is not installed.
+
+    Example:
+        `make("turnwise/FileHunt-v1", depth=3, wrappers=[["ToolFailures", {"p": 0.1}]])`
     """
     found = spec(id)
     cls = found.load()
-    _refuse_unknown_arguments(id, cls, kwargs)
-    env = cls(**{**found.kwargs, **kwargs})
-    env.env_id, env.env_kwargs = id, kwargs
-    return env
+    refuse_unknown_arguments(id, cls, kwargs, "wrappers")
+    given = {**found.kwargs, **kwargs}
+    if "wrappers" not in given:
+        env = cls(**given)
+        env.env_id, env.env_kwargs = id, kwargs
+        return env
+    from turnwise.envs.wrapper import wrap
+
+    wrappers = given.pop("wrappers")
+    env = cls(**given)
+    env.env_id, env.env_kwargs = id, {**kwargs, "wrappers": []}  # each wrapper adds itself
+    return wrap(env, wrappers)
 
 
-def _refuse_unknown_arguments(id: str, cls: type, kwargs: Mapping[str, Any]) -> None:
-    taken = inspect.signature(cls).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+def refuse_unknown_arguments(
+    id: str, cls: type, kwargs: Mapping[str, Any], *also_taken: str
+) -> None:
+    """Refuse an argument that the constructor of `cls` does not take.
+
+    Raises:
+        TypeError: there is one; the message names the nearest.
+    """
+    taken = (*inspect.signature(cls).parameters.values(),)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
         return
+    names = [*(p.name for p in taken if p.kind is not p.POSITIONAL_ONLY), *also_taken]
     for name in kwargs:
-        if name not in taken:
-            raise TypeError(f"{id} takes no argument {name!r}; {hint(name, taken)}")
+        if name not in names:
+            raise TypeError(f"{id} takes no argument {name!r}; {hint(name, names)}")
 
 
 def _load(where: str) -> type[Env]:
@@ -212,6 +252,10 @@ def _builtin(name: str, entry_point: str, *tags: str, **kwargs: Any) -> None:
 
 
 _builtin("FileHunt-v1", "builtin.filehunt:FileHunt", "tools", "sandbox")
+_builtin("Craft-v1", "builtin.craft:Craft", "text")
+_builtin("Sokoban-v1", "builtin.sokoban:Sokoban", "text", "grid")
+_builtin("Calculator-v1", "builtin.calculator:Calculator", "tools")
+_builtin("PythonTool-v1", "builtin.python_tool:PythonTool", "tools", "code", "sandbox")
 for _level in (
     *("GoToRedBallGrey", "GoToRedBall", "GoToObj", "GoToLocal", "GoToDoor", "GoTo"),
     *("OpenDoor", "PickupLoc", "UnlockLocal", "PutNextLocal", "Pickup", "Synth"),

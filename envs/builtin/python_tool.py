@@ -1,0 +1,117 @@
+"""PythonTool: questions that need a program, and Python in a sandbox to run it.
+
+    What is the number of primes below 1542?
+    > python(code="print(sum(all(k % d for d in range(2, k)) for k in range(2, 1542)))")
+    243
+    > answer(value=243)
+
+Reward: 1 for the right number.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from turnwise.envs.builtin.python_problems import KINDS, Problem, make_problem
+from turnwise.envs.code_env import CodeEnv, text_of
+from turnwise.envs.names import UnknownName, hint
+from turnwise.envs.seeds import derive
+from turnwise.envs.task_range import TaskRange
+from turnwise.envs.tool_env import EpisodeView
+from turnwise.envs.tools import reward, tool
+from turnwise.envs.types import Task, digest
+
+SIZES = {"train": 1_000_000, "dev": 10_000, "test": 10_000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Puzzle(Task):
+    """One question. It follows from these fields alone."""
+
+    split: str = "train"
+    index: int = 0
+    kind: str = "multiples"
+
+
+class PythonTool(CodeEnv):
+    """Write a program, run it in the episode's own box, and give the answer.
+
+    Args:
+        kinds: of question, names of `python_problems.KINDS`, which the tasks take in turns; all
+            by default.
+        options: See `SandboxEnv`.
+    """
+
+    Task: ClassVar[type[Task]] = Puzzle
+    warm: ClassVar[int] = 2
+    max_turns = 8
+    bash = write = read = None  # type: ignore[assignment]
+
+    def __init__(self, *, kinds: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(**options)
+        for kind in kinds:
+            if kind not in KINDS:
+                raise UnknownName(f"no kind of question {kind!r}; {hint(kind, KINDS)}")
+        self.kinds = tuple(kinds) or tuple(KINDS)
+
+    def tasks(self, split: str) -> Sequence[Puzzle]:
+        """Return the questions of a split, made on demand; kinds take turns."""
+        self.known_split(split)
+
+        def puzzle(index: int) -> Puzzle:
+            return Puzzle(split=split, index=index, kind=self.kinds[index % len(self.kinds)])
+
+        return TaskRange(puzzle, SIZES[split])
+
+    def setup(self, task: Puzzle, rng: random.Random) -> str:
+        """Ask the question."""
+        self.problem = task_problem(task)
+        self.given: int | None = None
+        self.ran: list[str] = []
+        self.printed = ""
+        return self.problem.text
+
+    @tool
+    def python(self, code: str) -> str:
+        """Run Python code and show what it prints. Variables are kept between calls.
+
+        Args:
+            code: The code.
+        """
+        self.ran.append(code)
+        self.printed = text_of(self.run_python(code))
+        return self.printed
+
+    @tool(final=True)
+    def answer(self, value: int) -> None:
+        """Give the answer; ends the episode.
+
+        Args:
+            value: The number.
+        """
+        self.given = value
+
+    @reward()
+    def right(self, episode: EpisodeView) -> float:
+        """Pay for the right number."""
+        return float(self.given == self.problem.answer)
+
+    def expert(self) -> str:
+        """Run a program that prints the answer, unless it was just printed; then give it."""
+        if self.printed != str(self.problem.answer):
+            return self.call_text("python", code=self.problem.code)
+        return self.call_text("answer", value=self.problem.answer)
+
+    def state_hash(self) -> str:
+        """Hash what was run, on which the kernel's state depends, and what was answered."""
+        return digest([self.task.key, self.ran, self.printed, self.given])
+
+
+def task_problem(task: Puzzle) -> Problem:
+    """Return the problem of a task."""
+    rng = random.Random(derive("python", json.dumps(task.to_json(), sort_keys=True)))
+    return make_problem(rng, task.kind)
