@@ -9,7 +9,7 @@ Shape suffixes: N tokens of a micro-batch, G distinct prompts, B rows, M trained
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -40,9 +40,26 @@ class Row:
     traj: int
     prox: list[float] | None = None
     """The trainer's own log-probabilities before its first step, where they were asked for."""
+    advantage: list[float] | None = None
+    """Of each trained token, where a teacher has a say in it; else its turn's."""
+    direct: list[float] | None = None
+    """Factor of the direct loss of each trained token."""
+    teacher: list[float] | None = None
+    """log T of each trained token, NaN where it is missing."""
+    hint: tuple[int, ...] = ()
+    """Ids that the teacher alone reads."""
+    hint_at: int = 0
+    """Where in the prompt they go."""
 
     def __len__(self) -> int:
         return len(self.rest)
+
+    def hinted(self) -> Row:
+        """Return the row as the teacher reads it: a longer prompt, the same tokens behind it."""
+        if not self.hint:
+            return self
+        front, back = self.prompt[: self.hint_at], self.prompt[self.hint_at :]
+        return replace(self, prompt=(*front, *self.hint, *back), hint=(), hint_at=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,19 +230,29 @@ def _tokens(
     turn_M = tensor([turn for row in rows for turn in row.turn])
     traj_M = tensor([row.traj for row in rows for _ in row.turn])
     old_M = tensor([logprob for row in rows for logprob in row.old], torch.float32)
-    advantages_M = torch.zeros_like(old_M)
-    if advantages is not None:
-        advantages_M = torch.from_numpy(advantages).to(old_M)[turn_M]
-    known = all(row.prox is not None for row in rows)
-    prox = [logprob for row in rows for logprob in row.prox or ()] if known else None
+    advantages_M = _column(rows, "advantage", device)
+    if advantages_M is None:
+        advantages_M = torch.zeros_like(old_M)
+        if advantages is not None:
+            advantages_M = torch.from_numpy(advantages).to(old_M)[turn_M]
     return TokenBatch(
-        prox_M=None if prox is None else tensor(prox, torch.float32),
+        prox_M=_column(rows, "prox", device),
+        direct_M=_column(rows, "direct", device),
+        teacher_M=_column(rows, "teacher", device),
         old_M=old_M,
         advantages_M=advantages_M,
         weight_M=aggregate(traj_M, turn_M, totals).to(torch.float32),
         turn_M=turn_M,
         traj_M=traj_M,
     )
+
+
+def _column(rows: Sequence[Row], name: str, device: torch.device | str) -> Tensor | None:
+    """A number per trained token, where every row has them; float32 [M]."""
+    columns = [getattr(row, name) for row in rows]
+    if not columns or any(column is None for column in columns):
+        return None
+    return _maker(device)([value for column in columns for value in column], torch.float32)
 
 
 def _maker(device: torch.device | str) -> Callable[..., Tensor]:

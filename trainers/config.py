@@ -25,6 +25,9 @@ class TrainConfig:
     """A name that `turnwise recipes` lists."""
     recipe_options: str = "{}"
     """JSON object of the recipe's arguments, as '{"gamma": 0.5}' for turn_rloo."""
+    teacher: str = ""
+    """Folder or Hugging Face name of the model that a distillation recipe learns from. It has the
+    student's tokenizer."""
     steps: int = 100
     """Batches of episodes to play and to learn from."""
     tasks_per_step: int = 16

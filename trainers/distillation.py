@@ -11,8 +11,9 @@ teacher shall weigh less, not be scaled up. Shape suffix: M tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,6 +23,12 @@ from turnwise.trainers.routes import Route, everywhere
 from turnwise.trainers.signals import Signal
 from turnwise.trainers.tokens import TokenTable, segment_mean
 from turnwise.trainers.weights import Weight, ones
+
+if TYPE_CHECKING:
+    from turnwise.trainers.contexts import Context
+    from turnwise.trainers.teachers import Teacher
+
+    Source = Callable[[Any, int], Teacher]
 
 Column = Literal["reference", "reverse_kl", "entropy", "overlap", "top", "against"]
 """What the pieces read besides the sampled token's scores; each costs a pass or a sum."""
@@ -52,6 +59,11 @@ class Distillation:
     arXiv:2602.22495)."""
     needs: tuple[Column, ...] = ()
     """Columns that the pieces read."""
+    source: Source | None = None
+    """(student, longest sequence) to the teacher, for one that is made of the student; None is the
+    model that the run names."""
+    context: Context | None = None
+    """What the teacher is told besides the history."""
 
     def __post_init__(self) -> None:
         if self.signal is None and self.direct is None and self.trust == 1.0:

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from turnwise.agents.engines.functional import base_model
 from turnwise.trainers.batch import Packed, Row, micro_batches, pack, totals_of
+from turnwise.trainers.divergences import Scores
 from turnwise.trainers.model import quiet
 from turnwise.trainers.objective import Metrics, cross_entropy, merge, objective
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.scorer import Scorer
 from turnwise.trainers.surrogates import token_mean
+from turnwise.trainers.teachers import Teacher
 
 MAX_SKIPPED = 3
 
@@ -92,13 +94,22 @@ class Learner:
                 del found[: len(row.trained)]
         return filled
 
+    def log_distribution(self, packed: Packed) -> Tensor:
+        """Return log pi over the vocabulary at each trained token, with its graph. [M, V]"""
+        return (self.scorer.logits(packed) / packed.temperature_M[:, None]).log_softmax(-1)
+
     def improve(
-        self, rows: Sequence[Row], advantages: np.ndarray, recipe: Recipe
+        self,
+        rows: Sequence[Row],
+        advantages: np.ndarray,
+        recipe: Recipe,
+        teacher: Teacher | None = None,
     ) -> dict[str, float]:
         """Take one policy-gradient step on `rows`.
 
         Args:
-            advantages: float64, indexed by `Row.turn`.
+            advantages: float64, indexed by `Row.turn`; rows with an `advantage` have their own.
+            teacher: needed for a direct loss.
 
         Returns:
             Metrics of the objective, `grad_norm` and `engine_gap`: the largest difference in nats
@@ -106,15 +117,31 @@ class Learner:
         """
 
         def loss_of(packed: Packed) -> tuple[Tensor, Metrics]:
-            logprobs_M, entropy_M = self.scorer.logprobs_and_entropy(packed)
+            logprobs_M, entropy_M, divergence_M = self._forward(packed, recipe, teacher)
             tokens = packed.tokens
             if recipe.kl_coefficient:
-                tokens = replace(tokens, ref_M=self._reference_logprobs(packed))
-            loss, metrics = objective(logprobs_M, tokens, recipe, entropy_M)
+                tokens = replace(tokens, ref_M=self.reference_logprobs(packed))
+            loss, metrics = objective(logprobs_M, tokens, recipe, entropy_M, divergence_M)
             gap = (logprobs_M.detach() - tokens.old_M).abs().max().item()
             return loss, {**metrics, "max_gap": (gap, 1)}
 
         return self._step(rows, loss_of, advantages, recipe.aggregate)
+
+    def _forward(
+        self, packed: Packed, recipe: Recipe, teacher: Teacher | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return (log pi, entropy, direct loss) of each trained token. [M] each"""
+        how = recipe.distillation
+        if how is None or how.direct is None:
+            return *self.scorer.logprobs_and_entropy(packed), None
+        if teacher is None:
+            raise ValueError(f"recipe {recipe.name!r} has a direct loss and needs a teacher")
+        student_MV = self.log_distribution(packed)
+        with torch.no_grad():
+            teacher_MV = teacher.logprobs(packed)
+            entropy_M = -(student_MV.exp() * student_MV).sum(-1)
+        scores = Scores(student_MV, teacher_MV, packed.target_M, packed.tokens.old_M)
+        return scores.chosen_M, entropy_M, how.direct(scores)
 
     def imitate(self, rows: Sequence[Row]) -> dict[str, float]:
         """Take one cross-entropy step on the trained tokens of `rows`, each token alike."""
@@ -176,7 +203,8 @@ class Learner:
         return {"grad_norm": norm, "learning_rate": rate, "skipped": float(self.skipped)}
 
     @torch.no_grad()
-    def _reference_logprobs(self, packed: Packed) -> Tensor:
+    def reference_logprobs(self, packed: Packed) -> Tensor:
+        """Return log R0 of every trained token under the weights kept by `keep_reference`. [M]"""
         if self._reference is None:
             raise RuntimeError("the recipe has a KL term: call keep_reference() before training")
         return self._reference.logprobs(packed)

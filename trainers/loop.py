@@ -36,6 +36,7 @@ from turnwise.trainers.recipe import Recipe, every_group
 from turnwise.trainers.recipes import recipe as recipe_named
 from turnwise.trainers.run_folder import RunFolder
 from turnwise.trainers.turns import turn_table
+from turnwise.trainers.tutor import Tutor, tutor_for
 from turnwise.trainers.watch import Alarms, losses, rollout_metrics
 
 ROUNDS = 4
@@ -128,25 +129,37 @@ def train(
     if not len(tasks):
         raise ValueError(f"{config.env} has no tasks in its split 'train': there is nothing to do")
     trainee = Trainee.of(*(model or load_model(config.model)), config)
-    if recipe.kl_coefficient:
+    if recipe.needs_reference:
         trainee.learner.keep_reference()
+    tutor = tutor_for(
+        recipe,
+        trainee.learner,
+        trainee.tokenizer,
+        trainee.renderer,
+        teacher=config.teacher,
+        steps=config.steps,
+    )
     folder = RunFolder(config.out, config.to_json(), resume=config.resume)
     alarms, first = Alarms(), 0
     if folder.resumed is not None:
         trainee.learner.load(folder.resumed)
         alarms.load_state_dict(json.loads((folder.resumed / "alarms.json").read_text()))
+        if tutor is not None:
+            tutor.load(folder.resumed)
         first = folder.state["step"]
         trainee.publish()
 
     def save(place: Path) -> None:
         trainee.learner.save(place)
         (place / "alarms.json").write_text(json.dumps(alarms.state_dict()))
+        if tutor is not None:
+            tutor.save(place)
 
     done = first
     with Interrupt() as interrupt:
         try:
             for step in range(first, config.steps):
-                metrics = _step(config, trainee, make_env, tasks, step, recipe, folder)
+                metrics = _step(config, trainee, make_env, tasks, step, recipe, folder, tutor)
                 warnings = alarms.check(metrics)
                 metrics |= {"alarms": warnings} if warnings else {}
                 folder.log(metrics)
@@ -174,6 +187,7 @@ def _step(
     step: int,
     recipe: Recipe,
     folder: RunFolder,
+    tutor: Tutor | None,
 ) -> dict[str, Any]:
     """Rollout, credit, update, publish: one batch of groups, and what is to be said of it."""
     start = time.process_time()
@@ -182,7 +196,7 @@ def _step(
     episodes = [episode for group in groups for episode in group.episodes]
     folder.records.extend(episodes)
     _require_enough(episodes, config)
-    metrics = rollout_metrics(episodes) | _update(config, trainee, groups, recipe)
+    metrics = rollout_metrics(episodes) | _update(config, trainee, groups, recipe, tutor)
     trainee.publish()
     seconds = {"rollout_cpu_s": played - start, "update_cpu_s": time.process_time() - played}
     return metrics | seconds | {"step": step + 1, "policy_version": trainee.learner.updates}
@@ -237,7 +251,11 @@ def _play_groups(
 
 
 def _update(
-    config: TrainConfig, trainee: Trainee, groups: Sequence[Group], recipe: Recipe
+    config: TrainConfig,
+    trainee: Trainee,
+    groups: Sequence[Group],
+    recipe: Recipe,
+    tutor: Tutor | None,
 ) -> dict[str, float]:
     """Give credit and take the optimizer steps of one batch."""
     tied = sum(len({e.reward for e in group.trainable}) < 2 for group in groups)
@@ -245,8 +263,13 @@ def _update(
     share = {"tied_groups": tied / len(groups), "kept_groups": float(len(kept))}
     if not kept:
         return share
-    advantages = recipe.credit(turn_table(kept, history=recipe.history))
-    rows = rows_of(episode for group in kept for episode in group.trainable)
+    table = turn_table(kept, history=recipe.history)
+    advantages = recipe.credit(table)
+    episodes = [episode for group in kept for episode in group.trainable]
+    rows = rows_of(episodes)
+    if tutor is not None:
+        rows, said = tutor.teach(rows, advantages, table, episodes, trainee.learner)
+        share |= said
     if config.correct_mismatch:
         rows = trainee.learner.with_proximal(rows)
     sizes = np.cumsum([0, *(len(group.trainable) for group in kept)])
@@ -254,7 +277,10 @@ def _update(
     for part in np.array_split(np.arange(len(kept)), min(config.updates_per_step, len(kept))):
         low, high = sizes[part[0]], sizes[part[-1] + 1]
         some = [row for row in rows if low <= row.traj < high]
-        metrics.append(trainee.learner.improve(some, advantages, recipe))
+        teacher = None if tutor is None else tutor.teacher
+        metrics.append(trainee.learner.improve(some, advantages, recipe, teacher))
+        if teacher is not None:
+            teacher.after_update(trainee.learner.model, trainee.learner.updates)
     gap = {"engine_gap": metrics[0].get("max_gap", 0.0)}
     return share | gap | _mean(metrics)
 

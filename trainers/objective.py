@@ -1,9 +1,10 @@
 """The one objective of every method, on the flat sampled tokens of a micro-batch.
 
-    L = sum_j w_j c_j * -S(rho_j, A_j)  +  beta * sum_j w_j KL_j
+    L = sum_j w_j c_j * -S(rho_j, A_j)  +  sum_j w_j W_j D_j  +  beta * sum_j w_j KL_j
 
 w_j: weight of the token in the batch mean, c_j: importance correction (both detached), rho_j: ratio
-to the proximal policy, S: surrogate, KL_j: divergence from a reference. Because w_j already holds
+to the proximal policy, S: surrogate, W_j D_j: the teacher's weight and direct loss (what it has to
+say as an advantage is in A_j already), KL_j: divergence from a reference. Because w_j already holds
 the denominators of the whole batch, losses and gradients of micro-batches add up exactly.
 Shape suffix: M tokens.
 """
@@ -45,10 +46,18 @@ class TokenBatch:
     sampler is the proximal policy and there is nothing to correct."""
     ref_M: Tensor | None = None
     """float: log pi of the reference model; needed if `recipe.kl_coefficient` is not 0."""
+    direct_M: Tensor | None = None
+    """float: factor of the direct loss; needed if the recipe's distillation has one."""
+    teacher_M: Tensor | None = None
+    """float: log T of the token, NaN where it is missing; moves the trust region if asked to."""
 
 
 def objective(
-    logprobs_M: Tensor, tokens: TokenBatch, recipe: Recipe, entropy_M: Tensor | None = None
+    logprobs_M: Tensor,
+    tokens: TokenBatch,
+    recipe: Recipe,
+    entropy_M: Tensor | None = None,
+    divergence_M: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Return the scalar loss of a micro-batch and its metrics.
 
@@ -57,6 +66,7 @@ def objective(
         tokens: The rest of what is known of them.
         recipe: The pieces.
         entropy_M: Entropy at each token in nats, for the metrics alone.
+        divergence_M: D_j, the direct loss of each token, with its graph.
 
     Raises:
         ValueError: the recipe has a KL term and the batch no reference logprobs.
@@ -64,11 +74,11 @@ def objective(
     prox_M = tokens.old_M if tokens.prox_M is None else tokens.prox_M
     log_w_M = prox_M - tokens.old_M
     correction_M = recipe.importance(log_w_M, tokens.turn_M, tokens.traj_M)
-    log_ratio_M = recipe.ratio(logprobs_M - prox_M, tokens.turn_M, tokens.traj_M)
+    log_ratio_M = recipe.ratio(
+        logprobs_M - _centre(prox_M, tokens, recipe), tokens.turn_M, tokens.traj_M
+    )
     gain_M, bounded_M = recipe.surrogate(log_ratio_M, tokens.advantages_M)
 
-    # A distillation signal joins the advantages before this line (they arrive mixed), and its
-    # direct loss is one more term after it: c(n) * sum_j W_j D_j.
     loss = -(tokens.weight_M * correction_M * gain_M).sum()
     watched = {
         "clip_fraction": bounded_M,
@@ -77,6 +87,9 @@ def objective(
         "importance": correction_M,
         "max_ratio": log_ratio_M.detach().exp(),
     }
+    if divergence_M is not None:
+        loss = loss + (tokens.weight_M * _given(tokens.direct_M, "direct_M") * divergence_M).sum()
+        watched["direct_loss"] = divergence_M.detach()
     if recipe.kl_coefficient:
         kl_M = recipe.kl(logprobs_M - _reference(tokens, recipe))
         loss = loss + recipe.kl_coefficient * (tokens.weight_M * kl_M).sum()
@@ -128,6 +141,21 @@ def _merge(name: str, pairs: list[tuple[float, float]]) -> float:
     if name.startswith("max_"):
         return max(numerator for numerator, _ in pairs)
     return sum(n for n, _ in pairs) / max(sum(d for _, d in pairs), 1.0)
+
+
+def _centre(prox_M: Tensor, tokens: TokenBatch, recipe: Recipe) -> Tensor:
+    """What the ratio is taken to: log pi_prox^a T^(1 - a), where the teacher has a score."""
+    trust = 1.0 if recipe.distillation is None else recipe.distillation.trust
+    if trust == 1.0:
+        return prox_M
+    teacher_M = _given(tokens.teacher_M, "teacher_M")
+    return torch.where(teacher_M.isnan(), prox_M, trust * prox_M + (1 - trust) * teacher_M)
+
+
+def _given(column_M: Tensor | None, name: str) -> Tensor:
+    if column_M is None:
+        raise ValueError(f"the recipe learns from a teacher, and the batch has no {name}")
+    return column_M
 
 
 def _reference(tokens: TokenBatch, recipe: Recipe) -> Tensor:

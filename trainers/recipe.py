@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from turnwise.envs.types import Group
-from turnwise.trainers.advantages import Credit
+from turnwise.trainers.advantages import Credit, TurnTable
+from turnwise.trainers.distillation import Distillation
 from turnwise.trainers.surrogates import (
     Aggregate,
     Divergence,
@@ -18,6 +21,12 @@ from turnwise.trainers.surrogates import (
     token_ratio,
     uncorrected,
 )
+
+
+def no_credit(table: TurnTable) -> np.ndarray:
+    """Nothing from the reward. [N]"""
+    return np.zeros(len(table))
+
 
 GroupFilter = Callable[[Group], bool]
 """Whether to train on a group; False asks the loop for another one (dynamic sampling)."""
@@ -47,9 +56,11 @@ class Recipe:
     """Paper and equation."""
     status: str
     """What differs from the published method, and why."""
-    credit: Credit
+    credit: Credit = no_credit
     """TurnTable -> advantage of each turn."""
     surrogate: Surrogate
+    distillation: Distillation | None = None
+    """What a teacher has to say; not None asks for one."""
     history: int = 0
     """History columns that `credit` reads: `turn_table(groups, history=recipe.history)`."""
     ratio: Ratio = token_ratio
@@ -60,3 +71,9 @@ class Recipe:
     kl_coefficient: float = 0.0
     """Weight of KL(pi || reference) in the loss; not 0 asks for reference logprobs."""
     keep_group: GroupFilter = every_group
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the run must keep a copy of its first weights."""
+        asked = self.distillation is not None and "reference" in self.distillation.needs
+        return bool(self.kl_coefficient) or asked

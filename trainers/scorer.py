@@ -52,17 +52,22 @@ class Scorer:
         Raises:
             ValueError: a row is longer than `max_len`.
         """
-        return self._chosen(packed, self._logits(packed))
+        return self._chosen(packed, self.logits(packed))
 
     def logprobs_and_entropy(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Also return the entropy of the distribution at each trained token, detached [M]."""
-        logits_MV = self._logits(packed)
+        logits_MV = self.logits(packed)
         with torch.no_grad():
             logp_MV = torch.log_softmax(logits_MV / packed.temperature_M[:, None], -1)
             entropy_M = -(logp_MV.exp() * logp_MV).sum(-1)
         return self._chosen(packed, logits_MV), entropy_M
 
-    def _logits(self, packed: Packed) -> Tensor:
+    def logits(self, packed: Packed) -> Tensor:
+        """Return the logits before each trained token, float32 [M, V], before the temperature.
+
+        Raises:
+            ValueError: a row is longer than `max_len`.
+        """
         longest = max(len(row.prompt) + len(row) for row in packed.rows)
         if longest > self.max_len:
             raise ValueError(

@@ -20,6 +20,13 @@ NAMES = (
     "cispo",
     "gigpo",
     "hgpo",
+    "opd",
+    "vopd",
+    "gkd",
+    "exopd",
+    "sod",
+    "opd_then_rl",
+    "kdrl",
 )
 """Every method, the default first; `turnwise.trainers.recipes.<name>` is its file."""
 

@@ -1,0 +1,415 @@
+"""Laws of teaching: one pass scores all, agreement moves nothing, a run learns and resumes."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from miniatures import VOCAB, naive_logprobs, qwen3
+from test_loop import config_of, fresh, history, same_weights
+from toys import Walks
+
+from turnwise.agents.renderer import Renderer
+from turnwise.envs.types import Episode, Group, Segment, Task, Turn
+from turnwise.trainers.batch import Row, rows_of
+from turnwise.trainers.contexts import message_ids, outcome_hint, with_context
+from turnwise.trainers.distillation import Distillation
+from turnwise.trainers.divergences import full
+from turnwise.trainers.learner import Learner
+from turnwise.trainers.loop import train
+from turnwise.trainers.mixes import Progress
+from turnwise.trainers.model import save_model
+from turnwise.trainers.recipe import Recipe, no_credit
+from turnwise.trainers.recipes import NAMES, recipe
+from turnwise.trainers.sft import demonstrations, imitate
+from turnwise.trainers.signals import reverse_kl
+from turnwise.trainers.surrogates import ppo
+from turnwise.trainers.teachers import (
+    ModelTeacher,
+    Several,
+    TeacherMismatch,
+    ema,
+    frozen,
+    require_same_vocabulary,
+    self_base,
+    synced,
+)
+from turnwise.trainers.teaching import distil, score
+from turnwise.trainers.turns import turn_table
+from turnwise.trainers.tutor import NoTeacher
+
+torch.set_num_threads(1)
+TAUGHT = [name for name in NAMES if recipe(name).distillation is not None]
+NOW = Progress(0, 10)
+EVERY = ("reference", "reverse_kl", "entropy", "overlap", "top")
+
+
+def learner_of(model, micro_tokens=8192) -> Learner:
+    return Learner(model, learning_rate=1e-3, micro_tokens=micro_tokens, max_len=256)
+
+
+def episodes_of(model, seed=0, groups=2, attempts=3) -> list[Group]:
+    """Episodes of random tokens, with the log-probabilities that `model` gives them."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for g in range(groups):
+        prompt = tuple(rng.integers(1, VOCAB, 5).tolist())
+        made.append([_episode(model, prompt, rng, f"{g}.{i}") for i in range(attempts)])
+    return [Group(task=Task(), episodes=tuple(some)) for some in made]
+
+
+def _episode(model, prompt, rng, name) -> Episode:
+    ids, turns = list(prompt), []
+    for t in range(rng.integers(1, 4)):
+        context = prompt if t == 0 else tuple(rng.integers(1, VOCAB, 3).tolist())
+        action = tuple(rng.integers(1, VOCAB, rng.integers(1, 5)).tolist())
+        ids += [*(context if t else ()), *action]
+        logp = naive_logprobs(model, ids, 1.0)[-len(action) :]
+        turns.append(
+            Turn(
+                context_ids=context,
+                action_ids=action,
+                logprobs=tuple(float(x) for x in logp),
+                reward=float(rng.random()),
+            )
+        )
+    success = bool(rng.random() < 0.5)
+    return Episode(
+        id=name, env_id="toy", task=Task(), segments=(Segment(turns=tuple(turns)),), success=success
+    )
+
+
+def parts(groups):
+    episodes = [e for group in groups for e in group.trainable]
+    return rows_of(episodes), turn_table(groups), episodes
+
+
+def taught(name, student, teacher, groups, micro_tokens=8192):
+    """Return (learner with its gradient step not yet taken, rows, advantages) of a recipe."""
+    method = replace(recipe(name), keep_group=lambda group: True)
+    learner = learner_of(student, micro_tokens)
+    if method.needs_reference:
+        learner.keep_reference()
+    rows, table, episodes = parts(groups)
+    credit = np.zeros(len(table))
+    rows, said = distil(
+        rows, credit, table, episodes,
+        learner=learner, teacher=teacher, how=method.distillation, progress=NOW,
+    )  # fmt: skip
+    return learner, rows, credit, replace(method, kl_coefficient=0.0), said
+
+
+def gradient_of(name, student, teacher, groups, micro_tokens=8192, order=None):
+    """The gradient of one update, by a learner whose optimizer only looks."""
+    learner, rows, credit, method, _ = taught(name, student, teacher, groups, micro_tokens)
+    rows = rows if order is None else [rows[i] for i in order]
+    seen = {}
+
+    def look(loss):
+        seen.update({n: p.grad.clone() for n, p in learner.model.named_parameters()})
+        return {}
+
+    learner._apply = look
+    out = learner.improve(rows, credit, method, teacher)
+    learner.optimizer.zero_grad()
+    return seen, out
+
+
+def biggest(gradients):
+    return max(float(g.abs().max()) for g in gradients.values())
+
+
+# ------------------------------------------------------------ scoring
+
+
+def test_one_pass_over_an_episode_gives_the_scores_of_one_call_per_turn():
+    student, teacher = qwen3(0), qwen3(1)
+    groups = episodes_of(student)
+    rows, _, _ = parts(groups)
+    found = score(rows, learner_of(student), frozen(teacher, 256))["teacher_M"]
+    naive = []
+    for row in rows:
+        whole = [*row.prompt, *row.rest]
+        logp = naive_logprobs(teacher, whole, 1.0)
+        at = [len(row.prompt) + i for i in row.trained]
+        naive += [float(logp[i - len(whole)]) for i in at]
+    np.testing.assert_allclose(found, naive, atol=1e-5)
+
+
+def test_the_columns_are_what_they_are_called():
+    student, teacher = qwen3(0), qwen3(1)
+    learner = learner_of(student)
+    learner.keep_reference()
+    rows, _, _ = parts(episodes_of(student))
+    found = score(rows, learner, frozen(teacher, 256), EVERY)
+    old = np.array([o for row in rows for o in row.old])
+    np.testing.assert_allclose(found["reference_M"], old, atol=1e-5)
+    assert (found["reverse_kl_M"] > 0).all() and (found["entropy_M"] <= math.log(VOCAB)).all()
+    assert ((found["overlap_M"] >= 0) & (found["overlap_M"] < 1)).all()
+    assert (found["top_M"] >= np.exp(found["teacher_M"]) - 1e-6).all()
+    same = score(rows, learner, frozen(copy.deepcopy(student), 256), EVERY)
+    np.testing.assert_allclose(same["reverse_kl_M"], 0, atol=1e-6)
+    assert (same["overlap_M"] == 1).all()
+
+
+# ------------------------------------------------------------ laws of every recipe with a teacher
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_a_teacher_equal_to_the_student_moves_nothing(name):
+    student = qwen3(0)
+    groups = episodes_of(student)
+    same, _ = gradient_of(name, student, frozen(copy.deepcopy(student), 256), groups)
+    other, _ = gradient_of(name, student, frozen(qwen3(1), 256), groups)
+    assert biggest(same) < 1e-5 < 1e-3 < biggest(other)
+
+
+class Silent:
+    """A teacher who has no score for some rows, or none at all."""
+
+    def __init__(self, teacher, quiet):
+        self.teacher, self.quiet = teacher, quiet
+
+    def logprobs(self, packed):
+        found = self.teacher.logprobs(packed)
+        mine = [self.quiet(row) for row in packed.rows for _ in row.trained]
+        found[torch.tensor(mine)] = torch.nan
+        return found
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_missing_scores_leave_a_finite_loss_and_no_trace(name):
+    student, teacher = qwen3(0), frozen(qwen3(1), 256)
+    groups = episodes_of(student)
+    none, out = gradient_of(name, student, Silent(teacher, lambda row: True), groups)
+    assert math.isfinite(out["loss"]) and biggest(none) < 1e-6
+    some, out = gradient_of(name, student, Silent(teacher, lambda row: row.traj % 2), groups)
+    assert math.isfinite(out["loss"]) and biggest(some) > 1e-4
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_the_gradient_does_not_depend_on_micro_batches_or_order(name):
+    student, teacher = qwen3(0), frozen(qwen3(1), 256)
+    groups = episodes_of(student)
+    whole, _ = gradient_of(name, student, teacher, groups)
+    split, _ = gradient_of(name, student, teacher, groups, micro_tokens=20)
+    turned, _ = gradient_of(name, student, teacher, groups, order=[5, 4, 3, 2, 1, 0])
+    for n, g in whole.items():
+        torch.testing.assert_close(split[n], g, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(turned[n], g, atol=1e-6, rtol=1e-4)
+
+
+def test_a_sampled_signal_and_a_trusted_teacher_work_off_policy_too():
+    """Old log-probabilities that are not the student's: ratios differ from one."""
+    student, teacher = qwen3(0), frozen(qwen3(1), 256)
+    groups = episodes_of(qwen3(2))
+    rows, table, episodes = parts(groups)
+    learner = learner_of(student)
+    how = Distillation(signal=reverse_kl, trust=0.5)
+    method = Recipe(name="t", source="", status="", surrogate=ppo(9, 9), distillation=how)
+    ready, _ = distil(
+        rows, np.zeros(len(table)), table, episodes,
+        learner=learner, teacher=teacher, how=how, progress=NOW,
+    )  # fmt: skip
+    old = np.array([o for row in rows for o in row.old])
+    q = np.array([t for row in ready for t in row.teacher])
+    now = score(rows, learner, frozen(copy.deepcopy(student), 256))["teacher_M"]
+    ratio = np.exp(np.clip(now - (old + q) / 2, -20, 20)).clip(-8, 10)
+    free = np.exp(np.clip(now - (old + q) / 2, -20, 20)) * (q - old)
+    expected = -np.minimum(free, ratio * (q - old)).mean()
+    out = learner.improve(ready, np.zeros(len(table)), method, teacher)
+    assert out["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+# ------------------------------------------------------------ sources
+
+
+def parameters(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_an_average_follows_by_its_decay_and_a_copy_at_once():
+    student = qwen3(0)
+    slow, fast, base = (
+        ema(student, 256, decay=0.9),
+        synced(student, 256, every=2),
+        self_base(student, 256),
+    )
+    first = parameters(student).clone()
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(1.0)
+    for updates in (1, 2):
+        for teacher in (slow, fast, base):
+            teacher.after_update(student, updates)
+        if updates == 1:
+            torch.testing.assert_close(parameters(fast.model), first)
+    torch.testing.assert_close(parameters(slow.model), first + 0.19)
+    torch.testing.assert_close(parameters(fast.model), first + 1)
+    torch.testing.assert_close(parameters(base.model), first)
+    assert base.state_dict() == {} and slow.state_dict()
+
+
+def test_a_teacher_carries_no_gradient_and_leaves_the_student_as_it_is():
+    student = qwen3(0)
+    before = parameters(student).clone()
+    groups = episodes_of(student)
+    gradients, _ = gradient_of("gkd", student, self_base(student, 256), groups)
+    assert all(p.requires_grad for p in student.parameters()) and gradients
+    torch.testing.assert_close(parameters(student), before)
+
+
+def test_each_trajectory_is_scored_by_the_teacher_that_is_chosen_for_it():
+    student = qwen3(0)
+    one, two = frozen(qwen3(1), 256), frozen(qwen3(2), 256)
+    rows, _, _ = parts(episodes_of(student))
+    learner = learner_of(student)
+
+    def choose(row):
+        return {0: 0, 1: 1}.get(row.traj)
+
+    mixed = score(rows, learner, Several([one, two], choose))["teacher_M"]
+    first, second = (score(rows, learner, t)["teacher_M"] for t in (one, two))
+    traj = np.array([row.traj for row in rows for _ in row.trained])
+    np.testing.assert_array_equal(mixed[traj == 0], first[traj == 0])
+    np.testing.assert_array_equal(mixed[traj == 1], second[traj == 1])
+    assert np.isnan(mixed[traj > 1]).all()
+
+
+def test_another_vocabulary_is_refused_by_its_first_difference():
+    _, tokenizer = fresh()
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<zebra>"])
+    require_same_vocabulary(tokenizer, tokenizer)
+    with pytest.raises(TeacherMismatch, match=r"first difference is token '<zebra>' with id"):
+        require_same_vocabulary(tokenizer, other)
+
+
+# ------------------------------------------------------------ privileged context
+
+
+def test_a_hint_is_one_more_user_message_before_the_agent_speaks():
+    _, tokenizer = fresh()
+    renderer = Renderer(tokenizer)
+    prompt = renderer.open([{"role": "user", "content": "walk 7"}])
+    ids, behind = message_ids(renderer, "it works")
+    at = len(prompt) - behind
+    longer = [*prompt[:at], *ids, *prompt[at:]]
+    both = [{"role": "user", "content": "walk 7"}, {"role": "user", "content": "it works"}]
+    assert longer == renderer.open(both)
+
+
+def test_the_hint_changes_the_scores_of_the_same_tokens_and_its_hits_are_counted():
+    model, tokenizer = fresh()
+    groups = episodes_of(model) if len(tokenizer) >= VOCAB else None
+    groups = groups or [replace(g) for g in episodes_of(model)]
+    rows, table, episodes = parts(groups)
+    learner, teacher = learner_of(model), self_base(model, 256)
+    hinted = with_context(rows, episodes, outcome_hint, Renderer(tokenizer))
+    assert all(
+        a.rest == b.rest and a.trained == b.trained for a, b in zip(rows, hinted, strict=True)
+    )
+    assert all(len(row.hinted().prompt) == len(row.prompt) + len(row.hint) for row in hinted)
+    plain, told = (score(some, learner, teacher)["teacher_M"] for some in (rows, hinted))
+    assert (np.abs(plain - told) > 1e-7).mean() > 0.9
+    how = Distillation(signal=reverse_kl)
+    for some, hits in ((rows, 0.0), (hinted, 1.0)):
+        _, said = distil(
+            some, np.zeros(len(table)), table, episodes,
+            learner=learner, teacher=teacher, how=how, progress=NOW,
+        )  # fmt: skip
+        assert said["teacher_context"] == hits
+
+
+# ------------------------------------------------------------ whole runs
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory):
+    """A folder with a model that walks well, and the tokenizer of every student here."""
+    model, tokenizer = fresh()
+    renderer = Renderer(tokenizer)
+    learner = Learner(model, learning_rate=1e-2, max_len=96)
+    shown = demonstrations(Walks, Walks().tasks("train")[:64], renderer, seed=0, noise=0.0)
+    for _ in imitate(learner, shown, steps=30, batch=16, seed=0):
+        pass
+    place = tmp_path_factory.mktemp("master")
+    save_model(learner.model, tokenizer, place)
+    return place
+
+
+def go(out, name, teacher, **more):
+    more = {"recipe": name, "teacher": str(teacher), **more}
+    return list(train(config_of(out, **more), model=fresh(), make_env=Walks))
+
+
+@pytest.mark.parametrize("name", ["opd", "vopd", "gkd", "sod"])
+def test_a_student_comes_to_walk_like_its_teacher(tmp_path, master, name):
+    more = {"steps": 40, "group_size": 8, "tasks_per_step": 6, "learning_rate": 5e-3}
+    rows = go(tmp_path / "run", name, master, checkpoint_every=0, **more)
+    success = [row["success"] for row in rows]
+    drift = [row["teacher_drift"] for row in rows]
+    assert np.mean(success[:3]) < 0.1 and np.mean(success[-4:]) > 0.7
+    assert np.mean(drift[-4:]) < np.mean(drift[:3]) / 2
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_every_recipe_with_a_teacher_runs_and_logs_finite_numbers(tmp_path, master, name):
+    rows = go(tmp_path / "run", name, master, steps=2)
+    for row in rows:
+        numbers = [value for value in row.values() if isinstance(value, float)]
+        assert all(map(math.isfinite, numbers))
+        assert row["teacher_missing"] == 0 and row["teacher_drift"] > 0
+
+
+def own_average() -> Recipe:
+    from functools import partial
+
+    how = Distillation(direct=full(), source=partial(ema, decay=0.5), context=outcome_hint)
+    return Recipe(
+        name="opd", source="", status="", credit=no_credit, surrogate=ppo(), distillation=how
+    )
+
+
+@pytest.mark.parametrize("kind", ["frozen", "average"])
+def test_an_interrupted_lesson_resumes_bit_for_bit(tmp_path, master, kind):
+    method = own_average() if kind == "average" else recipe("opd_then_rl", patience=2)
+
+    def part(out, **more):
+        config = config_of(out, teacher=str(master), **more)
+        return list(train(config, model=fresh(), make_env=Walks, recipe=method))
+
+    part(tmp_path / "whole")
+    part(tmp_path / "cut", steps=4)
+    part(tmp_path / "cut", steps=6, resume=True) if kind == "average" else None
+    if kind == "average":
+        assert history(tmp_path / "whole") == history(tmp_path / "cut")
+        assert same_weights(tmp_path / "whole", tmp_path / "cut")
+        return
+    saved = json.loads(next((Path(tmp_path) / "cut").glob("checkpoints/*4/tutor.json")).read_text())
+    assert len(saved["success"]) == 4
+
+
+def test_a_recipe_without_its_teacher_says_how_to_name_one(tmp_path):
+    with pytest.raises(NoTeacher, match="--teacher FOLDER"):
+        go(tmp_path / "run", "opd", "")
+
+
+def test_a_teacher_with_other_tokens_is_refused_before_anything_is_played(tmp_path, master):
+    other, tokenizer = fresh()
+    tokenizer.add_tokens(["<zebra>"])
+    other.resize_token_embeddings(len(tokenizer))
+    save_model(other, tokenizer, tmp_path / "other")
+    with pytest.raises(TeacherMismatch, match="zebra"):
+        go(tmp_path / "run", "opd", tmp_path / "other")
+    assert not (tmp_path / "run" / "episodes.jsonl").exists()
+
+
+def test_the_rows_of_a_model_teacher_keep_their_place():
+    assert isinstance(frozen(qwen3(1), 64), ModelTeacher)
+    row = Row((1, 2, 3), [4, 5], [0], [0.0], [0], [1.0], 0, hint=(7, 8), hint_at=2)
+    assert row.hinted().prompt == (1, 2, 7, 8, 3) and row.hinted().rest == [4, 5]

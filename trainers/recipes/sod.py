@@ -1,0 +1,70 @@
+"""SOD: step-wise on-policy distillation (arXiv:2605.07725 eq. 6-10).
+
+    d_k = mean over turn k of |log pi_old - log T|
+    w_1 = 1;  w_k = min((max(d_1, floor median d_1) + eps) / (d_k + eps), 1 + delta)
+    A_t = A_GRPO + c w_k(t) (log T(y_t) - log pi_old(y_t))
+    L   = token-mean of -min(rho A, clip(rho, 1 - .2, 1 + .28) A)
+
+A wrong call pushes the later turns off what the teacher knows; a turn that has drifted further than
+the first one of its episode is distilled less.
+"""
+
+from __future__ import annotations
+
+from turnwise.trainers.advantages import Level, by_levels, mean, std
+from turnwise.trainers.distillation import Distillation
+from turnwise.trainers.mixes import added, constant
+from turnwise.trainers.recipe import Recipe, no_credit
+from turnwise.trainers.signals import clipped, reverse_kl
+from turnwise.trainers.surrogates import ppo, token_mean
+from turnwise.trainers.turns import outcome
+from turnwise.trainers.weights import batch_sod
+from turnwise.trainers.weights import sod as sod_weight
+
+
+def sod(
+    *,
+    coefficient: float = 1.0,
+    eps: float = 1e-6,
+    delta: float = 0.2,
+    floor: float = 0.25,
+    limit: float = 10.0,
+    by_batch: bool = False,
+    reward: bool = True,
+    low: float = 0.2,
+    high: float = 0.28,
+) -> Recipe:
+    """Return the recipe.
+
+    Args:
+        coefficient: c, of the distillation beside the reward.
+        floor: share of the batch's median d_1 that d_1 counts at least; 0 is as published.
+        limit: holds the log-ratio of one odd token, nats.
+        by_batch: compare with the mean d_1 of the batch and not with the trajectory's own.
+        reward: add the advantage of GRPO; without, distillation alone.
+    """
+    step = (
+        batch_sod(eps=eps, delta=delta)
+        if by_batch
+        else sod_weight(eps=eps, delta=delta, floor=floor)
+    )
+    return Recipe(
+        name="sod",
+        source="arXiv:2605.07725 eq. 6-10",
+        status="d_1 has a floor, a log-ratio is clipped, and a group's standard deviation has a "
+        "floor of 1e-2: all three are ours.",
+        credit=by_levels(Level(returns=outcome, baseline=mean, scale=std(1, 1e-6, 1e-2), once=True))
+        if reward
+        else no_credit,
+        distillation=Distillation(
+            signal=clipped(reverse_kl, limit),
+            weight=step,
+            mix=added,
+            schedule=constant(coefficient),
+        ),
+        surrogate=ppo(low, high),
+        aggregate=token_mean,
+    )
+
+
+RECIPE = sod()

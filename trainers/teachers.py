@@ -1,0 +1,193 @@
+"""Who teaches: a model that scores the student's tokens, in one forward pass per episode.
+
+A teacher is frozen, or follows the student: a moving average, or a copy made now and then. It has
+the student's vocabulary; `Row.hint` may give it a longer prompt than the student's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from turnwise.agents.engines.functional import base_model
+from turnwise.trainers.batch import Packed, Row, pack, totals_of
+from turnwise.trainers.scorer import Scorer
+from turnwise.trainers.surrogates import token_mean
+
+
+class TeacherMismatch(ValueError):
+    """Teacher and student do not share a vocabulary; the message says how they differ."""
+
+
+class Teacher(Protocol):
+    """Scores packed rows."""
+
+    def logprobs(self, packed: Packed) -> Tensor:
+        """Return log T over the vocabulary at each trained token, nats, float32 [M, V].
+
+        At the temperature at which the token was sampled. A row of NaN: no score.
+        """
+        ...
+
+    def after_update(self, model: nn.Module, updates: int) -> None:
+        """Follow the student, which has just taken its update number `updates`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run cannot make again; empty for a frozen teacher."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take what `state_dict` gave."""
+        ...
+
+
+class ModelTeacher:
+    """A causal model in this process; `follow` says how it follows the student, if at all.
+
+    Args:
+        model: kept as it is, without gradients.
+        max_len: longest sequence in tokens, hints included.
+        follow: (own parameters, student's parameters, updates); see `ema` and `synced`.
+    """
+
+    def __init__(
+        self, model: nn.Module, max_len: int, follow: Callable[..., None] | None = None
+    ) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self.scorer, self.follow = Scorer(self.model, max_len), follow
+
+    @torch.no_grad()
+    def logprobs(self, packed: Packed) -> Tensor:
+        """Return log T over the vocabulary at each trained token. [M, V]"""
+        seen = _with_hints(packed)
+        return (self.scorer.logits(seen) / seen.temperature_M[:, None]).log_softmax(-1)
+
+    @torch.no_grad()
+    def after_update(self, model: nn.Module, updates: int) -> None:
+        """Follow the student."""
+        if self.follow is not None:
+            own, theirs = self.model.parameters(), base_model(model).parameters()
+            self.follow(list(own), [p.detach() for p in theirs], updates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights, if they follow the student's."""
+        return {} if self.follow is None else self.model.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the weights."""
+        self.model.load_state_dict(state)
+
+
+def _with_hints(packed: Packed) -> Packed:
+    if not any(row.hint for row in packed.rows):
+        return packed
+    rows = [row.hinted() for row in packed.rows]
+    device = packed.ids_N.device
+    again = pack(rows, aggregate=token_mean, totals=totals_of(rows), device=device)
+    if not torch.equal(again.target_M, packed.target_M):
+        raise AssertionError("the teacher's tokens are not the student's")
+    return again
+
+
+def frozen(model: nn.Module, max_len: int) -> ModelTeacher:
+    """Another model, or the student's first weights, for good."""
+    return ModelTeacher(model, max_len)
+
+
+def copied(student: nn.Module) -> nn.Module:
+    """Return a copy of the student as it is now, without its adapters."""
+    return copy.deepcopy(base_model(student))
+
+
+def self_base(student: nn.Module, max_len: int) -> ModelTeacher:
+    """The student as it is now, for good (OPSD, arXiv:2601.18734)."""
+    return ModelTeacher(copied(student), max_len)
+
+
+def ema(student: nn.Module, max_len: int, *, decay: float = 0.995, every: int = 1) -> ModelTeacher:
+    """The student's moving average: T <- decay T + (1 - decay) pi, every so many updates."""
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay is a share from 0 to below 1, got {decay}")
+
+    def follow(own: Sequence[Tensor], theirs: Sequence[Tensor], updates: int) -> None:
+        if updates % every == 0:
+            for mine, other in zip(own, theirs, strict=True):
+                mine.lerp_(other, 1 - decay)
+
+    return ModelTeacher(copied(student), max_len, follow)
+
+
+def synced(student: nn.Module, max_len: int, *, every: int = 1) -> ModelTeacher:
+    """A copy of the student, made anew every so many updates (Skill-SD, arXiv:2604.10674)."""
+    return ema(student, max_len, decay=0.0, every=every)
+
+
+class Several:
+    """Each trajectory has one of several teachers (domain experts).
+
+    Args:
+        teachers: by index.
+        choose: `Row` to the index of its teacher, or None for none: its tokens have no score.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], choose: Callable[[Row], int | None]) -> None:
+        self.teachers, self.choose = list(teachers), choose
+
+    def logprobs(self, packed: Packed) -> Tensor:
+        """Return each token's score by its own teacher. [M, V]"""
+        by_row = [self.choose(row) for row in packed.rows]
+        of_M = [index for row, index in zip(packed.rows, by_row, strict=True) for _ in row.trained]
+        found: Tensor | None = None
+        for index, teacher in enumerate(self.teachers):
+            mine_M = torch.tensor([i == index for i in of_M], device=packed.ids_N.device)
+            if mine_M.any():
+                scores_MV = teacher.logprobs(packed)
+                found = torch.full_like(scores_MV, torch.nan) if found is None else found
+                found[mine_M] = scores_MV[mine_M]
+        if found is None:
+            raise TeacherMismatch(
+                f"no row of the batch has one of the {len(self.teachers)} teachers"
+            )
+        return found
+
+    def after_update(self, model: nn.Module, updates: int) -> None:
+        """Let each follow."""
+        for teacher in self.teachers:
+            teacher.after_update(model, updates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states by index."""
+        states = {str(i): teacher.state_dict() for i, teacher in enumerate(self.teachers)}
+        return {index: state for index, state in states.items() if state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Hand each its state."""
+        for index, part in state.items():
+            self.teachers[int(index)].load_state_dict(part)
+
+
+def require_same_vocabulary(student: object, teacher: object) -> None:
+    """Compare two tokenizers: on-policy distillation scores the student's very ids.
+
+    Raises:
+        TeacherMismatch: they differ; the message names the first difference and the way out.
+    """
+    mine, theirs = _vocabulary(student), _vocabulary(teacher)
+    if mine == theirs:
+        return
+    differing = sorted(set(mine.items()) ^ set(theirs.items()), key=lambda item: (item[1], item[0]))
+    token, index = differing[0]
+    raise TeacherMismatch(
+        f"the teacher's vocabulary of {len(theirs)} tokens is not the student's of {len(mine)}: "
+        f"the first difference is token {token!r} with id {index}; train a teacher with the "
+        "student's tokenizer, or learn from its text with dagger"
+    )
+
+
+def _vocabulary(tokenizer: object) -> dict[str, int]:
+    return dict(tokenizer.get_vocab())  # type: ignore[attr-defined]

@@ -1,0 +1,134 @@
+"""Rows meet their teacher: one pass over the batch before its first update, then pure NumPy.
+
+rows --score--> TokenTable --teach--> rows with an advantage and a weight per token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from turnwise.envs.types import Episode
+from turnwise.trainers.batch import Packed, Row, micro_batches, pack, totals_of
+from turnwise.trainers.distillation import Column, Distillation, Taught, teach
+from turnwise.trainers.divergences import rkl
+from turnwise.trainers.learner import Learner
+from turnwise.trainers.mixes import Progress
+from turnwise.trainers.surrogates import token_mean
+from turnwise.trainers.teachers import Teacher
+from turnwise.trainers.tokens import TokenTable
+from turnwise.trainers.turns import TurnTable
+
+TOP = 16
+"""K of the overlap of top-K sets (Prune-OPD)."""
+OF_STUDENT = {"reverse_kl", "entropy", "overlap"}
+"""Columns that ask for the student's distribution, too."""
+
+
+def distil(
+    rows: Sequence[Row],
+    advantages_N: np.ndarray,
+    table: TurnTable,
+    episodes: Sequence[Episode],
+    *,
+    learner: Learner,
+    teacher: Teacher,
+    how: Distillation,
+    progress: Progress,
+) -> tuple[list[Row], dict[str, float]]:
+    """Return `rows` with what the teacher makes of each token, and the metrics of it.
+
+    Args:
+        advantages_N: float64 [turns], of the reward; zeros where there is none.
+        table: the turns, as `Row.turn` counts them.
+        episodes: by `Row.traj`.
+    """
+    tokens = token_table(rows, table, episodes, score(rows, learner, teacher, how.needs))
+    turn_M = np.array([turn for row in rows for turn in row.turn], np.int64)
+    taught = teach(tokens, advantages_N[turn_M], how, progress)
+    hits = float(np.mean([bool(row.hint) for row in rows])) if rows else 0.0
+    return _filled(rows, tokens, taught), taught.metrics | {"teacher_context": hits}
+
+
+def _filled(rows: Sequence[Row], tokens: TokenTable, taught: Taught) -> list[Row]:
+    cuts = np.cumsum([len(row.trained) for row in rows])[:-1]
+    columns = (taught.advantage_M, taught.direct_M, tokens.teacher_M)
+    parts = zip(rows, *(np.split(column, cuts) for column in columns), strict=True)
+    return [
+        replace(row, advantage=a.tolist(), direct=d.tolist(), teacher=q.tolist())
+        for row, a, d, q in parts
+    ]
+
+
+def token_table(
+    rows: Sequence[Row],
+    table: TurnTable,
+    episodes: Sequence[Episode],
+    scores: dict[str, np.ndarray],
+) -> TokenTable:
+    """Return the table of all trained tokens of `rows`, in their order."""
+    turn_M = np.array([turn for row in rows for turn in row.turn], np.int64)
+    traj_M = table.traj_N[turn_M]
+    won = np.array([episode.success for episode in episodes], bool)
+    paid = np.array([episode.reward for episode in episodes], float)
+    return TokenTable(
+        old_M=np.array([o for row in rows for o in row.old], float),
+        step_M=table.turn_N[turn_M],
+        traj_M=traj_M,
+        group_M=table.group_N[turn_M],
+        success_M=won[traj_M],
+        reward_M=paid[traj_M],
+        **scores,
+    )
+
+
+@torch.no_grad()
+def score(
+    rows: Sequence[Row], learner: Learner, teacher: Teacher, needs: Sequence[Column] = ()
+) -> dict[str, np.ndarray]:
+    """Return `teacher_M` and each needed column, of every trained token in the order of `rows`."""
+    totals, parts = totals_of(rows), list[dict[str, Tensor]]()
+    for some in micro_batches(rows, learner.micro_tokens):
+        device = learner.accelerator.device
+        packed = pack(some, aggregate=token_mean, totals=totals, device=device)
+        parts.append(_score_part(packed, learner, teacher, needs))
+    names = parts[0] if parts else {"teacher_M": None}
+    joined = {name: torch.cat([part[name] for part in parts]) for name in names} if parts else {}
+    found = {name: column.double().cpu().numpy() for name, column in joined.items()}
+    return found or {"teacher_M": np.zeros(0)}
+
+
+def _score_part(
+    packed: Packed, learner: Learner, teacher: Teacher, needs: Sequence[Column]
+) -> dict[str, Tensor]:
+    teacher_MV = teacher.logprobs(packed)
+    found = {"teacher_M": teacher_MV.gather(-1, packed.target_M[:, None])[:, 0]}
+    if "reference" in needs:
+        found["reference_M"] = learner.reference_logprobs(packed)
+    if "top" in needs:
+        found["top_M"] = teacher_MV.max(-1).values.exp()
+    if "against" in needs:
+        bare = [replace(row, hint=(), hint_at=0) for row in packed.rows]
+        again = replace(packed, rows=bare)
+        found["against_M"] = teacher.logprobs(again).gather(-1, packed.target_M[:, None])[:, 0]
+    if OF_STUDENT & set(needs):
+        found |= _of_both(learner.log_distribution(packed), teacher_MV, needs)
+    return found
+
+
+def _of_both(student_MV: Tensor, teacher_MV: Tensor, needs: Sequence[Column]) -> dict[str, Tensor]:
+    found = {}
+    if "reverse_kl" in needs:
+        found["reverse_kl_M"] = rkl(student_MV, teacher_MV).sum(-1)
+    if "entropy" in needs:
+        found["entropy_M"] = -(student_MV.exp() * student_MV).sum(-1)
+    if "overlap" in needs:
+        k = min(TOP, student_MV.shape[-1])
+        mine, theirs = student_MV.topk(k, -1).indices, teacher_MV.topk(k, -1).indices
+        shared = (mine[:, :, None] == theirs[:, None, :]).any(-1).double().mean(-1)
+        found["overlap_M"] = shared
+    return found

@@ -1,0 +1,126 @@
+"""The teacher's part in a run: who it is, what it said so far, and how it is saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from turnwise.agents.renderer import Renderer
+from turnwise.envs.types import Episode
+from turnwise.trainers.batch import Row
+from turnwise.trainers.contexts import with_context
+from turnwise.trainers.distillation import Distillation
+from turnwise.trainers.learner import Learner
+from turnwise.trainers.mixes import Progress
+from turnwise.trainers.model import load_model
+from turnwise.trainers.recipe import Recipe
+from turnwise.trainers.teachers import Teacher, frozen, require_same_vocabulary
+from turnwise.trainers.teaching import distil
+from turnwise.trainers.turns import TurnTable
+
+
+class NoTeacher(ValueError):
+    """The recipe learns from a teacher, and the run names none."""
+
+
+class Tutor:
+    """Teaches every batch of a run.
+
+    Args:
+        how: the recipe's distillation.
+        teacher: who scores.
+        steps: of the whole run.
+        renderer: for the text of a privileged context.
+    """
+
+    def __init__(
+        self, how: Distillation, teacher: Teacher, steps: int, renderer: Renderer | None = None
+    ) -> None:
+        self.how, self.teacher, self.steps, self.renderer = how, teacher, steps, renderer
+        self.success: list[float] = []
+        self.drift: list[float] = []
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        done = len(self.success)
+        return Progress(done, self.steps, tuple(self.success), tuple(self.drift))
+
+    def teach(
+        self,
+        rows: Sequence[Row],
+        advantages_N: np.ndarray,
+        table: TurnTable,
+        episodes: Sequence[Episode],
+        learner: Learner,
+    ) -> tuple[list[Row], dict[str, float]]:
+        """Return the rows of one step with what the teacher makes of them, and its metrics."""
+        if self.how.context is not None and self.renderer is not None:
+            rows = with_context(rows, episodes, self.how.context, self.renderer)
+        taught, metrics = distil(
+            rows,
+            advantages_N,
+            table,
+            episodes,
+            learner=learner,
+            teacher=self.teacher,
+            how=self.how,
+            progress=self.progress,
+        )
+        self.drift.append(metrics.get("teacher_drift", 0.0))
+        self.success.append(float(np.mean([episode.success for episode in episodes])))
+        return taught, metrics
+
+    def save(self, folder: Path) -> None:
+        """Write what a resumed run needs."""
+        seen = {"success": self.success, "drift": self.drift}
+        (folder / "tutor.json").write_text(json.dumps(seen))
+        if state := self.teacher.state_dict():
+            torch.save(state, folder / "teacher.pt")
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        seen = json.loads((folder / "tutor.json").read_text())
+        self.success, self.drift = seen["success"], seen["drift"]
+        if (saved := folder / "teacher.pt").exists():
+            self.teacher.load_state_dict(torch.load(saved, weights_only=True))
+
+
+def tutor_for(
+    recipe: Recipe,
+    learner: Learner,
+    tokenizer: Any,
+    renderer: Renderer,
+    *,
+    teacher: str,
+    steps: int,
+) -> Tutor | None:
+    """Return the tutor of a run, or None for a recipe that has no teacher.
+
+    Args:
+        teacher: folder or name of a model with the student's vocabulary.
+
+    Raises:
+        NoTeacher: the recipe needs one and none is named.
+        TeacherMismatch: its vocabulary is not the student's.
+        ModelNotFound: there is no such model.
+    """
+    how = recipe.distillation
+    if how is None:
+        return None
+    if how.source is not None:
+        return Tutor(how, how.source(learner.model, learner.max_len), steps, renderer)
+    if not teacher:
+        raise NoTeacher(
+            f"recipe {recipe.name!r} learns from a teacher: name one with --teacher FOLDER, a "
+            "model with the student's tokenizer"
+        )
+    model, theirs = load_model(teacher)
+    require_same_vocabulary(tokenizer, theirs)
+    model = model.to(learner.accelerator.device)
+    return Tutor(how, frozen(model, learner.max_len), steps, renderer)
