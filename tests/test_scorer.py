@@ -109,10 +109,10 @@ def naive(model, rows) -> Tensor:
     """One forward pass of the model per row, with its graph. [M]"""
     parts = []
     for row in rows:
-        ids = torch.tensor([[*row.prompt, *row.rest]])
+        ids = torch.tensor([row.ids])
         logits = model(input_ids=ids).logits[0].float()
         for i, temperature in zip(row.trained, row.temperature, strict=True):
-            at = len(row.prompt) + i
+            at = row.start + i
             parts.append(torch.log_softmax(logits[at - 1] / temperature, -1)[ids[0, at]])
     return torch.stack(parts)
 
@@ -167,6 +167,35 @@ def test_packed_rows_have_the_logprobs_and_gradients_of_a_plain_forward_pass(kin
     torch.testing.assert_close(found_M, expected_M, rtol=1e-5, atol=1e-5)
     expected = gradients(model, expected_M, packed)
     assert relative_gap(gradients(model, found_M, packed), expected) < 1e-5
+
+
+def branches(rng, trunk, places) -> list[Row]:
+    """One row of some tokens behind each place of a shared history: labels of its turns."""
+    made = []
+    for i, seen in enumerate(places):
+        rest = list(words(rng, 1, 6))
+        n = len(rest)
+        made.append(Row(trunk, rest, list(range(n)), [-4.0] * n, [i] * n, [1.0] * n, 0, seen=seen))
+    return made
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_rows_that_branch_off_one_history_have_the_numbers_of_rows_of_their_own(kind):
+    model, rng = MODELS[kind](), random.Random(3)
+    rows = branches(rng, words(rng, 60, 60), (1, 7, 30, 59, 60))
+    rows += [replace(row, traj=1) for row in branches(rng, words(rng, 20, 20), (5, 5, 20))]
+    packed, expected_M = packed_of(rows), naive(model, rows)
+    assert len(packed.ids_N) == 80 + sum(map(len, rows)), "each history is there once"
+    found_M = Scorer(model, 256).logprobs(packed)
+    torch.testing.assert_close(found_M, expected_M, rtol=1e-5, atol=1e-5)
+    expected = gradients(model, expected_M, packed)
+    assert relative_gap(gradients(model, found_M, packed), expected) < 1e-5
+
+
+def test_a_row_cannot_see_more_of_its_prompt_than_there_is():
+    for seen in (0, 4):
+        with pytest.raises(ValueError, match=f"1 to 3 ids of its prompt, got {seen}"):
+            Row((1, 2, 3), [4], [0], [0.0], [0], [1.0], 0, seen=seen)
 
 
 def test_rows_of_very_different_lengths_do_too():

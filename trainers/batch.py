@@ -50,6 +50,25 @@ class Row:
     """Ids that the teacher alone reads."""
     hint_at: int = 0
     """Where in the prompt they go."""
+    seen: int | None = None
+    """How much of `prompt` precedes `rest`; None is all. Rows that branch off one history at
+    different places share it as their prompt, and it is computed once."""
+
+    def __post_init__(self) -> None:
+        if self.seen is not None and not 1 <= self.seen <= len(self.prompt):
+            raise ValueError(
+                f"a row sees 1 to {len(self.prompt)} ids of its prompt, got {self.seen}"
+            )
+
+    @property
+    def start(self) -> int:
+        """Position of the first token of `rest` in its own sequence."""
+        return len(self.prompt) if self.seen is None else self.seen
+
+    @property
+    def ids(self) -> list[int]:
+        """The sequence that the row stands for."""
+        return [*self.prompt[: self.start], *self.rest]
 
     def __len__(self) -> int:
         return len(self.rest)
@@ -58,6 +77,8 @@ class Row:
         """Return the row as the teacher reads it: a longer prompt, the same tokens behind it."""
         if not self.hint:
             return self
+        if self.seen is not None:
+            raise ValueError("a row that branches off a shared history takes no hint")
         front, back = self.prompt[: self.hint_at], self.prompt[self.hint_at :]
         return replace(self, prompt=(*front, *self.hint, *back), hint=(), hint_at=0)
 
@@ -74,6 +95,8 @@ class Packed:
     rest_lengths: list[int]
     prompt_of_B: Tensor
     """int64 [B]: which prompt a row continues."""
+    seen_of_B: list[int]
+    """How many tokens of it the row sees."""
     at_M: Tensor
     """int64: index into N of the token *before* each trained one."""
     target_M: Tensor
@@ -201,9 +224,9 @@ def pack(
     at: list[int] = []
     for key, row in zip(keys, rows, strict=True):
         g, first = prompts[key][0], len(ids)
-        at += [first + i - 1 if i else int(starts[g + 1]) - 1 for i in row.trained]
+        at += [first + i - 1 if i else int(starts[g]) + row.start - 1 for i in row.trained]
         ids += row.rest
-        positions += range(len(row.prompt), len(row.prompt) + len(row.rest))
+        positions += range(row.start, row.start + len(row.rest))
     tensor = _maker(device)
     return Packed(
         ids_N=tensor(ids),
@@ -211,6 +234,7 @@ def pack(
         prompt_lengths=[len(prompt) for _, prompt in prompts.values()],
         rest_lengths=list(map(len, rows)),
         prompt_of_B=tensor([prompts[key][0] for key in keys]),
+        seen_of_B=[row.start for row in rows],
         at_M=tensor(at),
         target_M=tensor([row.rest[i] for row in rows for i in row.trained]),
         temperature_M=tensor([t for row in rows for t in row.temperature], torch.float32),

@@ -68,7 +68,7 @@ class Scorer:
         Raises:
             ValueError: a row is longer than `max_len`.
         """
-        longest = max(len(row.prompt) + len(row) for row in packed.rows)
+        longest = max([row.start + len(row) for row in packed.rows] + packed.prompt_lengths)
         if longest > self.max_len:
             raise ValueError(
                 f"a row of {longest} tokens is longer than max_len {self.max_len}: raise it, or "
@@ -87,13 +87,13 @@ class Scorer:
 
     def _by_model(self, packed: Packed) -> Tensor:
         """Architectures that `Decoder` does not know: the model itself over padded rows."""
-        rows = [[*row.prompt, *row.rest] for row in packed.rows]
+        rows = [row.ids for row in packed.rows]
         width, device = max(map(len, rows)), packed.ids_N.device
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
         lengths = torch.tensor(list(map(len, rows)), device=device)
         mask = (torch.arange(width, device=device) < lengths[:, None]).long()
         logits = self.model(input_ids=ids, attention_mask=mask).logits
-        where = [(b, len(r.prompt) + i - 1) for b, r in enumerate(packed.rows) for i in r.trained]
+        where = [(b, r.start + i - 1) for b, r in enumerate(packed.rows) for i in r.trained]
         b, t = torch.tensor(where, dtype=torch.int64, device=device).reshape(-1, 2).T
         return logits[b, t].float()
 
@@ -109,7 +109,7 @@ class _Layout:
         starts_G = np.cumsum([0, *prompts])
         starts_B = starts_G[-1] + np.cumsum([0, *rests])
         device, mine_B = packed.ids_N.device, packed.prompt_of_B.tolist()
-        seen_B = [prompts[g] for g in mine_B]
+        seen_B = packed.seen_of_B
         none = _Block([], [], device)
         self.blocks = [
             (_Block([starts_G[g] for g in some], [prompts[g] for g in some], device), none)
