@@ -19,6 +19,7 @@ from turnwise.trainers.recipes.gigpo import gigpo
 from turnwise.trainers.recipes.grpo import grpo
 from turnwise.trainers.recipes.gspo import gspo
 from turnwise.trainers.recipes.hgpo import hgpo
+from turnwise.trainers.recipes.mt_grpo import mt_grpo
 from turnwise.trainers.recipes.reinforce_pp import reinforce_pp
 from turnwise.trainers.recipes.turn_rloo import turn_rloo
 from turnwise.trainers.surrogates import sequence_ratio, token_ratio, turn_ratio
@@ -174,6 +175,16 @@ def test_turn_rloo_mixes_task_state_and_histories():
     past = np.array([0.0, 1.0, 0.0, 0.0, -1.0, 0.0])
     weight = np.array([0, 2, 0, 0, 2, 0])
     np.testing.assert_allclose(got, (task + state + weight * past) / (2 + weight))
+
+
+def test_mt_grpo_pays_the_outcome_to_all_turns_and_a_turns_reward_to_those_before_it():
+    table = turn_table([group(episode([0.5, 1], "ab"), episode([0, 0], "ab"))])
+    # To go without the last: .5 0 | 0 0; of the second attempt's turns, the others at its index
+    # and all others have the means .5 and .25, then 0 and .25.
+    np.testing.assert_allclose(mt_grpo().credit(table), [1.5, 1.0, -1.375, -1.125])
+    np.testing.assert_allclose(mt_grpo(turn_weight=0).credit(table), [1, 1, -1, -1])
+    lone = turn_table([group(episode([0.5, 1], "ab"))])
+    assert not mt_grpo().credit(lone).any()
 
 
 def test_dapo_asks_again_for_groups_that_tie_and_only_it():

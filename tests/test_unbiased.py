@@ -300,8 +300,8 @@ def test_renormalising_over_nonzero_advantages_is_biased():
 
 
 @pytest.mark.parametrize(("world", "size"), [(STOPPING, 2), (STOPPING, 4), (ROOMS, 2), (ROOMS, 3)])
-@pytest.mark.parametrize("name", ["turn_rloo", "rloo"])
-def test_the_default_and_rloo_are_unbiased(name, world, size):
+@pytest.mark.parametrize("name", ["turn_rloo", "rloo", "mt_grpo"])
+def test_the_recipes_with_baselines_from_others_are_unbiased(name, world, size):
     assert_unbiased(world, size, recipe(name).credit)
 
 

@@ -221,6 +221,15 @@ def _judge(table: TurnTable, level: Level) -> tuple[np.ndarray, np.ndarray]:
     return np.divide(centred_N, scale_N, out=zeros_N, where=g.present_N), g.present_N
 
 
+def plus(*parts: tuple[float, Credit]) -> Credit:
+    """sum_k w_k credit_k: credit for rewards of different kinds."""
+    return partial(_plus, parts=parts)
+
+
+def _plus(table: TurnTable, parts: Sequence[tuple[float, Credit]]) -> np.ndarray:
+    return np.sum([weight * credit(table) for weight, credit in parts], axis=0)
+
+
 def whitened(credit: Credit, eps: float = 1e-8) -> Credit:
     """(A - mean) / (std + eps) over the sampled tokens of the batch, population std."""
     return partial(_whitened, credit=credit, eps=eps)

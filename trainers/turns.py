@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -145,6 +145,24 @@ def _reward_to_go(table: TurnTable, gamma: float) -> np.ndarray:
     for here in np.split(by_distance_N, np.cumsum(np.bincount(to_go_N))[:-1])[1:]:
         returns_N[order_N[here]] += gamma * returns_N[order_N[here + 1]]
     return returns_N
+
+
+def _last(table: TurnTable) -> np.ndarray:
+    """Whether a turn is the last of its trajectory. [N]"""
+    last = np.full(table.traj_N.max(initial=-1) + 1, -1)
+    np.maximum.at(last, table.traj_N, table.turn_N)
+    return np.asarray(table.turn_N == last[table.traj_N])
+
+
+def final_reward(table: TurnTable) -> np.ndarray:
+    """The reward of the episode's last turn, at each of its turns. [N]"""
+    return np.bincount(table.traj_N, table.reward_N * _last(table))[table.traj_N]
+
+
+def rewards_on_the_way(table: TurnTable) -> np.ndarray:
+    """The rewards of this turn and those after it, without that of the last turn. [N]"""
+    early = replace(table, reward_N=np.where(_last(table), 0.0, table.reward_N))
+    return _reward_to_go(early, 1.0)
 
 
 def shortened(returns: Returns, limit: int, buffer: int) -> Returns:

@@ -20,6 +20,7 @@ NAMES = (
     "cispo",
     "gigpo",
     "hgpo",
+    "mt_grpo",
     "opd",
     "vopd",
     "gkd",
