@@ -26,6 +26,7 @@ from turnwise.trainers.advantages import (
     turn_table,
     whitened,
 )
+from turnwise.trainers.recipe import no_credit
 from turnwise.trainers.recipes import recipes
 from turnwise.trainers.turns import (
     anchor,
@@ -75,7 +76,7 @@ def tables(draw) -> TurnTable:
     return table_of(*[[tuple(zip(*a, strict=True)) for a in g] for g in drawn])
 
 
-CREDITS = {recipe.name: recipe.credit for recipe in recipes()}
+CREDITS = {found.name: found.credit for found in recipes() if found.credit is not no_credit}
 
 
 def slow_credit(table: TurnTable) -> np.ndarray:
