@@ -179,9 +179,7 @@ def test_turn_rloo_mixes_task_state_and_histories():
 
 def test_mt_grpo_pays_the_outcome_to_all_turns_and_a_turns_reward_to_those_before_it():
     table = turn_table([group(episode([0.5, 1], "ab"), episode([0, 0], "ab"))])
-    # To go without the last: .5 0 | 0 0; of the second attempt's turns, the others at its index
-    # and all others have the means .5 and .25, then 0 and .25.
-    np.testing.assert_allclose(mt_grpo().credit(table), [1.5, 1.0, -1.375, -1.125])
+    np.testing.assert_allclose(mt_grpo().credit(table), [1.5, 1.0, -1.5, -1.0])
     np.testing.assert_allclose(mt_grpo(turn_weight=0).credit(table), [1, 1, -1, -1])
     lone = turn_table([group(episode([0.5, 1], "ab"))])
     assert not mt_grpo().credit(lone).any()

@@ -181,6 +181,12 @@ def nonzero(advantages_LN: np.ndarray, present_LN: np.ndarray, weight_L: np.ndar
     return _weighted_mean(advantages_LN, weight_L[:, None] * counts_LN)
 
 
+def finest(advantages_LN: np.ndarray, present_LN: np.ndarray, weight_L: np.ndarray) -> np.ndarray:
+    """The last level that is present: unbiased, too, with leave-one-out baselines."""
+    last_N = len(present_LN) - 1 - present_LN[::-1].argmax(0)
+    return np.where(present_LN.any(0), advantages_LN[last_N, np.arange(len(last_N))], 0.0)
+
+
 def _weighted_mean(values_LN: np.ndarray, weight_LN: np.ndarray) -> np.ndarray:
     total_N = weight_LN.sum(0)
     return (weight_LN * values_LN).sum(0) / np.where(total_N > 0, total_N, 1.0)

@@ -1,7 +1,8 @@
 """MT-GRPO for any number of turns: an outcome's credit, and that of the rewards on the way.
 
-    A(i,t) = (R_i - mean_{j!=i} R_j)  +  lambda (r_it - mean_{others} r)
+    A(i,t) = (R_i - mean_{j!=i} R_j)  +  lambda (r_it - mean of the others' r)
     R_i: the reward of the last turn;  r_it = sum of the rewards of the turns s >= t before the last
+    others: the other attempts' turns of the same index, else all of their turns
     L = token-mean of -min(rho A, clip(rho, .8, 1.2) A)
 
 arXiv:2505.11821 has two turns, a call and an answer, and normalises each turn's own reward by the
@@ -12,7 +13,7 @@ from the rewards to go, and leaves the own trajectory out.
 
 from __future__ import annotations
 
-from turnwise.trainers.advantages import Level, by_levels, plus
+from turnwise.trainers.advantages import Level, by_levels, finest, plus
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.surrogates import ppo, token_mean
 from turnwise.trainers.turns import final_reward, rewards_on_the_way, turn
@@ -20,9 +21,9 @@ from turnwise.trainers.turns import final_reward, rewards_on_the_way, turn
 
 def mt_grpo(*, turn_weight: float = 1.0, clip: float = 0.2) -> Recipe:
     """Return the recipe; `turn_weight` is lambda, and 1 the estimate of the whole return."""
-    turns = by_levels(
-        Level(returns=rewards_on_the_way), Level(returns=rewards_on_the_way, keys=turn)
-    )
+    all_turns = Level(returns=rewards_on_the_way)
+    same_index = Level(returns=rewards_on_the_way, keys=turn)
+    turns = by_levels(all_turns, same_index, combine=finest)
     return Recipe(
         name="mt_grpo",
         source="arXiv:2505.11821 eq. 6-7, two turns",
