@@ -26,12 +26,17 @@ class Options:
     """A recipe; without it, all are listed."""
     json: bool = False
     """Print a JSON object."""
+    markdown: bool = False
+    """Print the page docs/papers.md."""
 
 
 def run(options: Options) -> int:
     """Print one recipe or all, and return the exit code."""
     from turnwise.trainers.recipes import recipe, recipes
 
+    if options.markdown:
+        sys.stdout.write(page([_facts(entry) for entry in recipes()]))
+        return 0
     if not options.name:
         return _list([_facts(entry) for entry in recipes()], options.json)
     facts = _facts(recipe(options.name))
@@ -55,6 +60,18 @@ def _list(rows: list[dict[str, Any]], as_json: bool) -> int:
     return 0
 
 
+_DEFAULTS = {
+    "credit": "no_credit",
+    "distillation": "None",
+    "history": "0",
+    "ratio": "token_ratio",
+    "importance": "uncorrected",
+    "kl": "k3",
+    "kl_coefficient": "0.0",
+    "keep_group": "every_group",
+}
+
+
 def _facts(recipe: Any) -> dict[str, Any]:
     module = sys.modules[f"turnwise.trainers.recipes.{recipe.name}"]
     named = ("name", "source", "status")
@@ -70,6 +87,29 @@ def _facts(recipe: Any) -> dict[str, Any]:
             if field.name not in named
         },
     }
+
+
+_PAGE = """# Methods and where they come from
+
+Each line is made from the recipe's own file (`turnwise recipes --markdown`), and a test holds this
+page to it. `turnwise recipes NAME` shows the formula; a piece that a recipe leaves at its default
+is not listed here. Pieces are functions: `dataclasses.replace(recipe("sod"), surrogate=...)`
+exchanges one.
+
+| method | pieces | source | here |
+|---|---|---|---|
+"""
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """Return docs/papers.md."""
+    lines = []
+    for row in rows:
+        own = {n: v for n, v in row["pieces"].items() if v != _DEFAULTS.get(n)}
+        pieces = "; ".join(f"{name} `{value}`" for name, value in own.items())
+        cells = (f"`{row['name']}`", pieces, row["source"], row["status"])
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+    return _PAGE + "\n".join(lines) + "\n"
 
 
 def _piece(value: Any) -> str:

@@ -21,6 +21,8 @@ from turnwise.cli.options import parse
 from turnwise.envs.tools import reward, tool
 from turnwise.sandboxes.base import NoSafeSandbox
 
+ROOT = Path(__file__).parent.parent
+
 OK, USAGE, FAILED, DIVERGED, INFRASTRUCTURE = range(5)
 
 
@@ -227,6 +229,13 @@ def test_debug_shows_where_an_episode_was_lost_and_nothing_stays_switched_on(tur
     code, out, err = turnwise(f"{line} --debug --record again.jsonl")
     assert (code, err.count("Traceback"), "in look" in err) == (INFRASTRUCTURE, 2, True)
     assert "Traceback" not in turnwise(f"{line} --record third.jsonl")[2]
+
+
+def test_the_page_of_methods_is_what_the_recipes_say(turnwise):
+    code, page, _ = turnwise("recipes --markdown")
+    assert code == 0 and page == (ROOT / "docs" / "papers.md").read_text(), (
+        "run `turnwise recipes --markdown > docs/papers.md`"
+    )
 
 
 def test_list_info_and_recipes_print_json(turnwise):
