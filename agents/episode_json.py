@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 from turnwise.envs.types import Episode, Outcome, Segment, Stop, Task, Turn
 
 T = TypeVar("T", bound=Task)
-_TURN_TUPLES = ("context_ids", "action_ids", "logprobs", "calls")
+_TURN_TUPLES = ("context_ids", "action_ids", "logprobs", "calls", "nondet")
+_SELDOM = ("nondet",)
+"""Left out where they are empty: few environments read anything from outside."""
 
 
 class TaskChanged(ValueError):
@@ -112,6 +114,7 @@ def episode_from_json(data: Mapping[str, Any], task_type: type[Task] | None = No
     known = _known(Episode, data)
     task = task_from_json(data["task"])
     known["task"] = rebuild_task(task, task_type) if task_type else task
+    known["nondet"] = tuple(known.get("nondet", ()))
     known["segments"] = _segments(data["segments"], data["turns"])
     known["outcome"] = Outcome(data["outcome"])
     known["stop"] = Stop(data["stop"])
@@ -136,14 +139,15 @@ def _segments(
 
 def _turn_from_json(data: Mapping[str, Any]) -> Turn:
     known = _known(Turn, data)
-    known.update({name: tuple(known[name]) for name in _TURN_TUPLES})
+    known.update({name: tuple(known[name]) for name in _TURN_TUPLES if name in known})
     return Turn(**known)
 
 
 def _fields(value: Any, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
     # Not dataclasses.asdict: it copies every token id one by one.
     names = (item.name for item in dataclasses.fields(value) if item.name not in leave_out)
-    return {name: getattr(value, name) for name in names}
+    fields = {name: getattr(value, name) for name in names}
+    return {name: value for name, value in fields.items() if value or name not in _SELDOM}
 
 
 def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,13 +53,16 @@ def fresh_env(episode: Episode, make_env: MakeEnv | None = None) -> Any:
 def reenact(env: Any, episode: Episode, actions: Sequence[str]) -> Iterator[Moment]:
     """Yield the opening and then what follows each of `actions`, until the environment ends.
 
-    The task and the seed are the episode's. The environment is the caller's to close.
+    The task and the seed are the episode's, and what the environment reads from outside, as time
+    or a network, is what it read then. The environment is the caller's to close.
 
     Raises:
         TaskChanged: the environment's task class no longer makes the recorded task.
+        TapeError: it reads something from outside that it did not read then.
         Exception: whatever the environment raises; `SandboxError` if its machine failed.
     """
     task = rebuild_task(episode.task, env.Task)
+    env.feed(episode.nondet)
     observation, info = env.reset(seed=episode.env_seed, options={"task": task})
     opening = _messages(info, "user", observation)
     moment = Moment(-1, observation, info.get("state", ""), opening, info=info)
@@ -67,6 +70,7 @@ def reenact(env: Any, episode: Episode, actions: Sequence[str]) -> Iterator[Mome
     for turn, action in enumerate(actions):
         if moment.ended:
             return
+        env.feed(episode.turns[turn].nondet)
         observation, reward, terminated, truncated, info = env.step(action)
         moment = Moment(
             turn,

@@ -72,9 +72,10 @@ class ReplayDiverged(RuntimeError):
 def execute(episode: Episode, make_env: MakeEnv | None = None) -> Divergence | None:
     """Re-execute the episode; return the first divergence, or None if there is none.
 
-    Compared at every turn: observation, state hash, reward and its parts, tool calls, and the two
-    flags; at the end also success, outcome and the last observation. An environment that raises
-    or refuses the task has diverged there.
+    Compared at every turn: observation, state hash, reward and its parts, tool calls, the two
+    flags, and what was read from outside (time, a network), which is given to it as it was read
+    then; at the end also success, outcome and the last observation. An environment that raises or
+    refuses the task has diverged there.
 
     Raises:
         SandboxError: the machine failed, which says nothing about the episode.
@@ -242,6 +243,8 @@ def _compared(episode: Episode, moment: Moment) -> Iterator[tuple[str, Any, Any]
     yield ("final_observation" if last else "observation"), shown, moment.observation
     if not last:
         yield "state_before", turns[k + 1].state_before, moment.state
+    read = turns[k].nondet if k >= 0 else episode.nondet
+    yield "nondet", list(read), list(moment.info.get("nondet") or ())
 
 
 def _compared_step(turn: Turn, moment: Moment) -> Iterator[tuple[str, Any, Any]]:

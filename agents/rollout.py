@@ -88,6 +88,7 @@ class _Live:
     state: str = ""
     reply: Reply | None = None
     policy_s: float = 0.0
+    nondet: tuple[Any, ...] = ()
 
     @property
     def thinking(self) -> bool:
@@ -169,6 +170,7 @@ class _Scheduler:
         observation, info = answer.value
         live.seat.env = self.pool.env(live.index)
         live.seat.tools = info.get("tools") or ()
+        live.nondet = tuple(info.get("nondet") or ())
         news = info.get("messages") or [Message(role="user", content=observation)]
         self._ask(live, observation, news, info)
 
@@ -255,6 +257,7 @@ class _Scheduler:
                 replica=job.replica,
                 env_seed=job.env_seed,
                 policy_seed=job.policy_seed,
+                nondet=live.nondet,
                 segments=_segments(live),
                 outcome=outcome,
                 stop=stop,
@@ -288,6 +291,7 @@ def _turn(live: _Live, reply: Reply, reward: float, info: Any, env_s: float) -> 
         "state_after": info.get("state", ""),
         "env_s": env_s,
         "policy_s": live.policy_s,
+        "nondet": tuple(info.get("nondet") or ()),
     }
     # A policy without tokens writes no ledger, and its turns have no ids.
     return live.seat.ledger.turn(**fields) if live.seat.ledger.ids else Turn(**fields)

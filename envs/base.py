@@ -12,118 +12,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-import gymnasium
 from gymnasium.error import ResetNeeded
 
-from turnwise.envs import types
-from turnwise.envs.names import UnknownName, hint
-from turnwise.envs.seeds import derive
-from turnwise.envs.spaces import Unicode
+from turnwise.envs.env import EndedEarly, Env
+from turnwise.envs.snapshot import Pickled
 from turnwise.envs.types import Message, Outcome
 
-
-class Env(gymnasium.Env[str, str]):
-    """A world that one agent acts in by text. Subclass it for full control; else see `TextEnv`.
-
-    `reset` gives `info` with `task`, `messages` (the opening), `tools` (JSON schemas) and `state`.
-    `step` gives `info` with `messages` (only the new ones), `state`, `rewards` by name, `calls`,
-    `error` when the agent made a mistake, and on the last step `success`, `metrics` and, unless
-    the episode ended well, `outcome`.
-
-    Optional capabilities, discovered and never required: `expert() -> str` (a right action now),
-    `snapshot() -> bytes` and `restore(bytes)`, `fast_forward(actions)`, `state_hash`.
-    """
-
-    Task: ClassVar[type[types.Task]] = types.Task
-    fast: ClassVar[bool] = False
-    """A step takes less than about 1 ms and never blocks: the scheduler runs it inline."""
-    max_turns: int = 32
-    step_timeout_s: float = 30.0
-    reward_range: tuple[float, float] = (0.0, 1.0)
-    """Of the sum of an episode's rewards."""
-    chance_reward: float = 0.0
-    """The most that an agent may earn which does not try: empty, echoing or format-only."""
-    splits: ClassVar[tuple[str, ...]] = ("train", "dev", "test")
-
-    env_id: str = ""
-    """Set by `turnwise.envs.make`; with `env_kwargs` it makes this environment again."""
-    env_kwargs: Mapping[str, Any] = {}
-
-    sandbox: str = ""
-    """The backend of the box that this episode's commands run in; goes into its record."""
-
-    task: types.Task
-    rng: random.Random
-    """This episode's own randomness; seeded by `reset`. Never use the global generators."""
-
-    @cached_property
-    def observation_space(self) -> Unicode:  # type: ignore[override]
-        """Any text."""
-        return Unicode()
-
-    @cached_property
-    def action_space(self) -> Unicode:  # type: ignore[override]
-        """Any text; what cannot be understood is answered, not refused."""
-        return Unicode()
-
-    def tasks(self, split: str) -> Sequence[types.Task]:
-        """Return the tasks of `split` in a fixed order; splits share none. May be lazy."""
-        raise NotImplementedError(f"{type(self).__name__} must define tasks(split)")
-
-    def state_hash(self) -> str:
-        """Return the canonical hash of the present state; empty where none is offered."""
-        return ""
-
-    def begin(self, seed: int | None, options: Mapping[str, Any] | None) -> types.Task:
-        """Seed this episode and choose its task; call it first in `reset`.
-
-        The task is `options["task"]`, else it is drawn by seed from `options["split"]` ("train").
-        The episode's `rng` depends on the seed alone, so that a task that was drawn and the same
-        task given by hand start alike.
-
-        Raises:
-            TypeError: the task is not of this environment's `Task` class.
-            UnknownName: an option or split has an unknown name.
-        """
-        super().reset(seed=seed, options=dict(options or {}))
-        episode_seed = int(self.np_random.integers(2**31)) if seed is None else seed
-        self.rng = random.Random(episode_seed)
-        self.task = self._choose(episode_seed, options or {})
-        return self.task
-
-    def _choose(self, seed: int, options: Mapping[str, Any]) -> types.Task:
-        for name in options.keys() - {"task", "split"}:
-            raise UnknownName(f"no reset option {name!r}; {hint(name, ('task', 'split'))}")
-        if (task := options.get("task")) is not None:
-            if not isinstance(task, self.Task):
-                raise TypeError(
-                    f"{type(self).__name__} takes tasks of class {self.Task.__name__}, "
-                    f"got {type(task).__name__}; take one from tasks(split)"
-                )
-            return task
-        split = self.known_split(options.get("split", "train"))
-        tasks = self.tasks(split)
-        if not len(tasks):
-            raise ValueError(
-                f"{type(self).__name__} has no tasks in its split {split!r}; "
-                "tasks(split) must return some"
-            )
-        return tasks[derive(seed, "task") % len(tasks)]
-
-    def known_split(self, split: str) -> str:
-        """Return `split`.
-
-        Raises:
-            UnknownName: there is no such split; the message names the nearest.
-        """
-        if split not in self.splits:
-            raise UnknownName(f"no split {split!r}; {hint(str(split), self.splits)}")
-        return split
+__all__ = ["EndedEarly", "Env", "Response", "TextEnv", "is_mute"]
 
 
 def is_mute(messages: Iterable[Message]) -> bool:
@@ -150,7 +49,7 @@ class Response:
     """More entries for `info`."""
 
 
-class TextEnv(Env):
+class TextEnv(Pickled, Env):
     """An environment of plain text: write `tasks`, `setup` and `respond`.
 
     Counts turns, ends the episode as truncated after `max_turns`, refuses a step after the end and
@@ -168,6 +67,9 @@ class TextEnv(Env):
     turn: int = 0
     """How many actions this episode has had."""
     _running: bool = False
+
+    def __init__(self) -> None:
+        """Take no arguments: what a subclass takes, its own constructor names."""
 
     def setup(self, task: Any, rng: random.Random) -> str | list[Message]:
         """Make the initial state from `task` and `rng`; return what the agent reads first."""
@@ -199,7 +101,9 @@ class TextEnv(Env):
         if system := self.system():
             messages = [{"role": "system", "content": system}, *messages]
         info = {"task": task, "messages": messages, "tools": self.tool_schemas()}
-        return messages[-1]["content"], {**info, "state": self.state_hash()}
+        info["state"] = self.state_hash()
+        self.take_reads(0, info)
+        return messages[-1]["content"], info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Play one turn; see `Env` for `info`.
@@ -239,7 +143,10 @@ class TextEnv(Env):
             info |= {"success": answer.success, "metrics": answer.metrics}
             if answer.outcome is not Outcome.OK:
                 info["outcome"] = answer.outcome.value
-        return info | answer.info
+        info |= answer.info
+        if self._tape is not None:
+            self.take_reads(self.turn, info)
+        return info
 
     def judge(self, answer: Response) -> None:
         """Add final rewards, success and metrics; called once, when the episode has just ended."""

@@ -50,6 +50,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from turnwise.envs.base import Response
+from turnwise.envs.snapshot import ByReplay
 from turnwise.envs.tool_env import ToolEnv
 from turnwise.envs.tools import ToolFailed
 from turnwise.envs.types import Task
@@ -62,7 +63,7 @@ from turnwise.sandboxes.base import (
     StartFailed,
 )
 from turnwise.sandboxes.open import open_sandbox
-from turnwise.sandboxes.pool import WarmPool, warm_pool
+from turnwise.sandboxes.pool import WarmPool, start_kernel, warm_pool
 from turnwise.sandboxes.reaper import end_at_sigterm
 from turnwise.sandboxes.shared import Lease, lease_workspace
 
@@ -74,11 +75,14 @@ START_PAUSES_S = (0.5, 1.5, 3.0)
 No code of the agent has run by then."""
 
 
-class SandboxEnv(ToolEnv):
+class SandboxEnv(ByReplay, ToolEnv):
     """A `ToolEnv` with a box: use `run_...`, `put_file` and `get_file`, or `self.box` itself.
 
     A box is opened when an episode first uses it and destroyed when the episode ends, by `reset`
     or by `close`. No two episodes see the same one, unless `shared` is set.
+
+    What a kernel, a shell and a file system hold cannot be saved together, so a snapshot is the
+    seed and the actions: `restore` and `fork` play them again in a box of their own.
 
     Args:
         backend, image: override the class's.
@@ -200,6 +204,11 @@ class SandboxEnv(ToolEnv):
             raise
         return box
 
+    @staticmethod
+    def prepare(box: Sandbox) -> None:
+        """Do what can be done before an episode takes a `warm` box: start its Python."""
+        start_kernel(box)
+
     def release(self) -> None:
         """Give up this episode's box and all in it. Safe to call twice; never raises."""
         box, lease = self._box, self._lease
@@ -260,7 +269,7 @@ class SandboxEnv(ToolEnv):
 
     def _open_once(self) -> Sandbox:
         if self.warm:
-            return _pool(self.warm, **self._how()).lease()
+            return _pool(self.warm, prepare=type(self).prepare, **self._how()).lease()
         return open_sandbox(**self._how())
 
     def _how(self) -> dict[str, Any]:

@@ -74,6 +74,12 @@ def _any(where: str, value: Any) -> Any:
     return value
 
 
+def _read_bool(where: str, word: str) -> bool:
+    """Read `true` or `false`, also with a capital: chat templates write Python's own spelling."""
+    found = {"true": True, "false": False}.get(word.strip().lower())
+    return _bool(where, word if found is None else found)
+
+
 def _as_json(text: str, check: Callable[[str, Any], Any]) -> Callable[[str, str], Any]:
     """Return a reader of command-line words that hold JSON."""
 
@@ -95,7 +101,7 @@ _KINDS: dict[Any, Kind] = {
     str: Kind({"type": "string"}, "str", _str, _str),
     int: _simple("integer", "int", _int),
     float: _simple("number", "float", _float),
-    bool: _simple("boolean", "bool", _bool),
+    bool: Kind({"type": "boolean"}, "bool", _bool, _read_bool),
     Any: Kind({}, "any", _any, _any),
 }
 SUPPORTED = "str, int, float, bool, Literal, list[...], dict[str, ...], `... | None` or Any"

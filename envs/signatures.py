@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,10 @@ class Tool:
     parameters: tuple[Parameter, ...]
     final: bool = False
     """The episode ends once it has run without a failure."""
+    timeout_s: float | None = None
+    """A call that takes longer is answered with `timeout`."""
+    is_async: bool = False
+    """Whether `function` is a coroutine function."""
     _by_name: dict[str, Parameter] = field(default_factory=dict)
     _required: tuple[str, ...] = ()
 
@@ -71,11 +75,15 @@ class Tool:
         """
         if call.words is not None:
             return self._bind_words(call.words)
-        given = call.args if call.args is not None else {}
+        given: Mapping[str, Any] = (call.args if call.texts is None else call.texts) or {}
         for name in given:
             if name not in self._by_name:
                 raise BadArgs(f"{self.name} has no parameter {name[:40]!r}; {self._names(name)}")
-        args = {name: self._by_name[name].kind.check(name, value) for name, value in given.items()}
+        kinds = {name: self._by_name[name].kind for name in given}
+        if call.texts is not None:
+            args = {name: kinds[name].read(name, text) for name, text in given.items()}
+        else:
+            args = {name: kinds[name].check(name, value) for name, value in given.items()}
         self._refuse_missing(args)
         return args
 
@@ -103,8 +111,8 @@ class Tool:
 def refuse_signature(method: Callable[..., Any]) -> None:
     """Refuse what can be seen without resolving the annotations."""
     where = method.__qualname__
-    if inspect.iscoroutinefunction(method):
-        raise ToolSchemaError(f"{where}: a tool is a plain method; write def, not async def")
+    if inspect.isgeneratorfunction(method) or inspect.isasyncgenfunction(method):
+        raise ToolSchemaError(f"{where}: a tool returns one answer; write return, not yield")
     if not (method.__doc__ or "").strip():
         raise ToolSchemaError(f"{where} needs a docstring: the agent reads it")
     for parameter in _own_parameters(method):
@@ -143,7 +151,9 @@ def _documented(doc: str) -> tuple[str, dict[str, str]]:
     return description, found
 
 
-def make_tool(method: Callable[..., Any], *, final: bool = False) -> Tool:
+def make_tool(
+    method: Callable[..., Any], *, final: bool = False, timeout_s: float | None = None
+) -> Tool:
     """Return the `Tool` of a method that `@tool` has accepted.
 
     Raises:
@@ -159,7 +169,8 @@ def make_tool(method: Callable[..., Any], *, final: bool = False) -> Tool:
     parameters = [_parameter(where, own, hints, docs) for own in _own_parameters(method)]
     for name in docs.keys() - {parameter.name for parameter in parameters}:
         raise ToolSchemaError(f"{where}: Args documents {name!r}, which is no parameter")
-    return Tool(method.__name__, method, description, tuple(parameters), final)
+    is_async = inspect.iscoroutinefunction(method)
+    return Tool(method.__name__, method, description, tuple(parameters), final, timeout_s, is_async)
 
 
 def _parameter(

@@ -25,30 +25,20 @@ Example:
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from turnwise.envs.actions import FORMATS, HERMES
+from turnwise.envs.actions import FORMATS
 from turnwise.envs.base import Response, TextEnv
-from turnwise.envs.calls import ActionFormat, ToolCall
-from turnwise.envs.names import hint
-from turnwise.envs.schema import BadArgs
-from turnwise.envs.signatures import Tool
-from turnwise.envs.tools import Grader, Parts, ToolFailed, parts_of
+from turnwise.envs.calling import CODES, MALFORMED, MAX_ERROR_CHARS, TRUNCATED, Calling
+from turnwise.envs.calls import ToolCall
+from turnwise.envs.tools import Grader
 from turnwise.envs.types import Message, Outcome, Task
 from turnwise.sandboxes.base import SandboxError
 
-MAX_ERROR_CHARS = 400
-MALFORMED = (
-    *("bad_json", "bad_command", "no_call", "unknown_tool", "bad_args"),
-    *("not_allowed", "budget_exhausted"),
-)
-"""Codes that count towards `max_errors`: the call itself was wrong."""
-CODES = (*MALFORMED, "tool_raised", "timeout")
-"""Every code that an observation `ToolError[code] ...` can carry."""
+__all__ = ["CODES", "MALFORMED", "MAX_ERROR_CHARS", "TRUNCATED", "EpisodeView", "ToolEnv"]
 
 
 @dataclass(slots=True)
@@ -75,7 +65,7 @@ class EpisodeView:
         return [call.code for call in self.calls if call.code is not None]
 
 
-class ToolEnv(TextEnv):
+class ToolEnv(Calling, TextEnv):
     """An environment of tools: write `tasks`, `setup`, `@tool` methods and `@reward` methods.
 
     Args:
@@ -84,59 +74,25 @@ class ToolEnv(TextEnv):
 
     Raises:
         UnknownName: there is no such format.
+        FormatMisfit: the format has no way to call one of the tools.
         ToolSchemaError: a tool cannot be offered as it is written.
     """
 
     role: ClassVar[Literal["user", "tool"]] = "tool"
     max_errors: int = 3
     """So many malformed turns one after another end the episode with outcome `agent_error`."""
-    max_calls: int = 8
-    """Calls per turn; the others are answered with `budget_exhausted`."""
-    max_observation_chars: int = 8000
-    """Of one tool's answer; the middle of a longer one is left out, and said to be."""
-    hints: bool = True
-    """Whether error observations say what would be right. Costs tokens."""
-    format: ActionFormat = HERMES
 
     def __init__(self, *, actions: str = "hermes", max_turns: int | None = None) -> None:
-        self.format = FORMATS[actions]
+        # A tool that cannot be offered, or not in this format, is refused here and not at a call.
+        self.format = FORMATS[actions].fitted(tuple(self.parts.tools.values()))
         self.max_turns = type(self).max_turns if max_turns is None else max_turns
-        self.parts  # noqa: B018  a tool that cannot be offered is refused here, not at a call
-
-    @property
-    def parts(self) -> Parts:
-        """The tools, rewards and metrics of this class."""
-        return parts_of(type(self))
-
-    def system(self) -> str:
-        """Return the system prompt: what the tools are and how to call them."""
-        return self.format.system(self.tool_schemas())
-
-    def tool_schemas(self) -> list[dict[str, Any]]:
-        """Return the JSON schemas of the tools, new objects at each call."""
-        return [tool.schema() for tool in self.parts.tools.values()]
-
-    def call_text(self, tool: str, /, **args: Any) -> str:
-        """Return the action that calls `tool`; for `expert` methods and tests.
-
-        Raises:
-            KeyError: there is no such tool.
-            BadArgs: the arguments do not fit it.
-        """
-        known = self.parts.tools[tool]
-        known.bind(ToolCall("c0", tool, args, ""))
-        ordered = {p.name: args[p.name] for p in known.parameters if p.name in args}
-        return self.format.render(tool, ordered)
-
-    def finish(self, *, truncated: bool = False) -> None:
-        """End the episode after this call; for tools that are not always final."""
-        self._ended, self._cut = True, truncated
 
     def succeeded(self, values: dict[str, float]) -> bool:
         """Say whether the task was solved.
 
         Args:
-            values: What each end reward of positive weight returned, before its weight.
+            values: What each end reward of positive weight that is no shaping returned, before its
+                weight.
 
         By default: there are some, and each returned at least 1.
         """
@@ -152,20 +108,7 @@ class ToolEnv(TextEnv):
 
     def respond(self, action: str) -> Response:
         """Parse the action, run its calls in order, and answer each."""
-        calls: list[ToolCall] = []
-        answers: list[str] = []
-        for index, call in enumerate(self.format.parse(action).calls):
-            if index == self.max_calls:
-                call = replace(call, args=None, words=None, error=self._over_budget())
-            call, text = self._run(call)
-            calls.append(call)
-            answers.append(text)
-            if self._ended or index == self.max_calls:
-                break
-        return self._answer(action, calls, answers)
-
-    def _over_budget(self) -> str:
-        return f"budget_exhausted at most {self.max_calls} calls per turn; the rest was not run"
+        return self._answer(action, *self.run_calls(action))
 
     def _answer(self, action: str, calls: list[ToolCall], answers: list[str]) -> Response:
         view, text = self.episode, "\n".join(answers)
@@ -191,68 +134,16 @@ class ToolEnv(TextEnv):
         if self._mistakes >= self.max_errors and not answer.terminated:
             answer.truncated, answer.outcome = True, Outcome.AGENT_ERROR
 
-    def _run(self, call: ToolCall) -> tuple[ToolCall, str]:
-        """Return the call as it was run, or with its error, and what the agent reads."""
-        if call.error is not None:
-            code, _, why = call.error.partition(" ")
-            return call, self._complaint(code, why)
-        if (tool := self.parts.tools.get(call.name)) is None:
-            why = f"no tool {call.name[:40]!r}; {hint(call.name[:40], self.parts.tools)}"
-            return self._fail(call, "unknown_tool", why)
-        try:
-            args = tool.bind(call)
-        except BadArgs as error:
-            return self._fail(call, "bad_args", str(error), tool)
-        try:
-            result = tool.function(self, **args)
-        except ToolFailed as error:
-            return self._fail(replace(call, args=args, words=None), error.code, str(error), tool)
-        self._ended = self._ended or tool.final
-        return replace(call, args=args, words=None), self._shown(result)
-
-    def _fail(
-        self, call: ToolCall, code: str, why: str, tool: Tool | None = None
-    ) -> tuple[ToolCall, str]:
-        return replace(call, error=f"{code} {why}"), self._complaint(code, why, tool)
-
-    def _complaint(self, code: str, why: str, tool: Tool | None = None) -> str:
-        """Return `ToolError[code] why`, with a hint where `hints` is set."""
-        text = f"ToolError[{code}] {why}"
-        if self.hints and code in MALFORMED and (advice := self._advice(code, tool)):
-            text = f"{text[: MAX_ERROR_CHARS - len(advice) - 1]} {advice}"
-        return text[:MAX_ERROR_CHARS]
-
-    def _advice(self, code: str, tool: Tool | None) -> str:
-        """Return at most 200 characters on what would be right."""
-        if tool is not None:
-            names = [parameter.name for parameter in tool.parameters]
-            return f"Write {self.format.describe(tool.name, names)}"[:200]
-        if code == "budget_exhausted":
-            return ""
-        listed = ", ".join(tool.signature for tool in self.parts.tools.values())
-        return f"Tools: {listed}"[:200]
-
-    def _shown(self, result: Any) -> str:
-        """Return a tool's result as text that UTF-8 can hold."""
-        if result is None:
-            return "ok"
-        if not isinstance(result, str):
-            result = json.dumps(result, ensure_ascii=False, allow_nan=False)
-        text = str(result)
-        if len(text) > (limit := self.max_observation_chars):
-            half = limit // 2
-            cut = len(text) - 2 * half
-            text = f"{text[:half]}\n[{cut} characters left out]\n{text[-half:]}"
-        return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
     def judge(self, answer: Response) -> None:
         """Pay the end rewards, and note success and metrics."""
         self.episode.terminated, self.episode.outcome = answer.terminated, answer.outcome
         values = self._pay(answer, self.parts.end_rewards)
-        paid = {g.name: values[g.name] for g in self.parts.end_rewards if g.weight > 0 and values}
+        paid = {g.name: values[g.name] for g in self.parts.end_rewards if g.decides and values}
         if answer.outcome in (Outcome.OK, Outcome.TRUNCATED, Outcome.AGENT_ERROR):
             answer.success = self.succeeded(paid)
-        answer.metrics |= {"n_calls": len(self.episode.calls), "n_errors": len(self.episode.errors)}
+        calls = self.episode.calls
+        answer.metrics |= {"n_calls": len(calls), "n_errors": len(self.episode.errors)}
+        answer.metrics["n_truncated"] = sum(call.left_out > 0 for call in calls)
         for grader in self.parts.metrics:
             answer.metrics[grader.name] = float(grader.function(self, self.episode))
 

@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, overload
@@ -47,23 +49,33 @@ class Mark:
 
     role: Literal["tool", "reward", "metric"]
     final: bool = False
+    timeout_s: float | None = None
     weight: float = 1.0
     turn: bool = False
+    shaping: bool = False
 
 
 @overload
 def tool(function: F) -> F: ...
 @overload
-def tool(*, final: bool = False) -> Callable[[F], F]: ...
-def tool(function: Any = None, *, final: bool = False) -> Any:
-    """Offer a method to the agent.
+def tool(*, final: bool = False, timeout_s: float | None = None) -> Callable[[F], F]: ...
+def tool(function: Any = None, *, final: bool = False, timeout_s: float | None = None) -> Any:
+    """Offer a method to the agent, written `def` or `async def`.
 
     Every parameter needs a type and the method a docstring, whose `Args:` section describes the
     parameters. What it returns is the observation: a str as it is, None as `ok`, anything else as
     JSON. Raise `ToolFailed` for what the agent did wrong; any other exception is a bug.
 
+    A coroutine runs on one event loop that all environments of this process share, so it must not
+    block. The calls of one action run one after another, coroutines too.
+
     Args:
         final: The episode ends once the tool has run without a failure.
+        timeout_s: A call that takes longer is answered with `ToolError[timeout]`. A coroutine is
+            cancelled. A plain method runs on a thread of its own, which cannot be stopped: it goes
+            on behind, and what it returns is dropped, so let it change the environment last.
+            Without it, a coroutine that takes longer than the environment's `step_timeout_s` is a
+            failure of the machine, and a plain method is not timed at all.
 
     Raises:
         ToolSchemaError: the signature cannot be offered; the message names the parameter.
@@ -71,22 +83,46 @@ def tool(function: Any = None, *, final: bool = False) -> Any:
 
     def mark(method: F) -> F:
         refuse_signature(method)
-        setattr(method, _MARK, Mark("tool", final=final))
+        if timeout_s is not None and not 0 < timeout_s < math.inf:
+            where = method.__qualname__
+            raise ToolSchemaError(f"{where}: timeout_s must be above 0 seconds, got {timeout_s!r}")
+        setattr(method, _MARK, Mark("tool", final=final, timeout_s=timeout_s))
         return method
 
     return mark if function is None else mark(function)
 
 
-def reward(weight: float = 1.0, *, turn: bool = False) -> Callable[[F], F]:
+@overload
+def reward(weight: F) -> F: ...
+@overload
+def reward(
+    weight: float = 1.0, *, turn: bool = False, shaping: bool = False
+) -> Callable[[F], F]: ...
+def reward(weight: Any = 1.0, *, turn: bool = False, shaping: bool = False) -> Any:
     """Mark a grader `(self, episode) -> float`; `episode` is an `EpisodeView`.
 
+    An episode earns the sum of weight times value. It is a success if each end reward of positive
+    weight that is no shaping returned at least 1; see `ToolEnv.succeeded`. A grader that needs
+    another one's value calls it: `self.solved(episode)`.
+
     Args:
-        weight: Factor of the returned value.
+        weight: Factor of the returned value; negative for a cost, which no success depends on.
+            Widen `reward_range` where the sum can leave it.
         turn: Call it after every turn, for that turn's reward, rather than once at the end.
+        shaping: It is paid, and success does not depend on it: style, length, partial progress.
+
+    Raises:
+        ToolSchemaError: the weight is not finite, or the grader is a coroutine.
     """
+    if callable(weight):
+        return reward()(weight)
 
     def mark(method: F) -> F:
-        setattr(method, _MARK, Mark("reward", weight=weight, turn=turn))
+        _refuse_grader(method, "reward")
+        if not math.isfinite(weight):
+            raise ToolSchemaError(f"{method.__qualname__}: a weight is finite, got {weight!r}")
+        mark = Mark("reward", weight=float(weight), turn=turn, shaping=shaping)
+        setattr(method, _MARK, mark)
         return method
 
     return mark
@@ -94,8 +130,14 @@ def reward(weight: float = 1.0, *, turn: bool = False) -> Callable[[F], F]:
 
 def metric(method: F) -> F:
     """Mark a number `(self, episode) -> float` that is logged at the end of each episode."""
+    _refuse_grader(method, "metric")
     setattr(method, _MARK, Mark("metric"))
     return method
+
+
+def _refuse_grader(method: Callable[..., Any], role: str) -> None:
+    if inspect.iscoroutinefunction(method):
+        raise ToolSchemaError(f"{method.__qualname__}: a {role} is a plain method; write def")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +147,8 @@ class Grader:
     name: str
     function: Callable[..., Any]
     weight: float = 1.0
+    decides: bool = False
+    """Whether success depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +195,20 @@ def parts_of(cls: type) -> Parts:
 
 def _collect(cls: type) -> Parts:
     marked = list(_marked(cls))
-    tools = {n: make_tool(f, final=m.final) for n, m, f in marked if m.role == "tool"}
-    rewards = [(m, Grader(n, f, m.weight)) for n, m, f in marked if m.role == "reward"]
+    tools = {
+        name: make_tool(function, final=mark.final, timeout_s=mark.timeout_s)
+        for name, mark, function in marked
+        if mark.role == "tool"
+    }
+    rewards = [(m, _reward(n, m, f)) for n, m, f in marked if m.role == "reward"]
     return Parts(
         tools=tools,
         turn_rewards=tuple(grader for mark, grader in rewards if mark.turn),
         end_rewards=tuple(grader for mark, grader in rewards if not mark.turn),
         metrics=tuple(Grader(n, f) for n, m, f in marked if m.role == "metric"),
     )
+
+
+def _reward(name: str, mark: Mark, function: Callable[..., Any]) -> Grader:
+    decides = mark.weight > 0 and not mark.turn and not mark.shaping
+    return Grader(name, function, mark.weight, decides)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, Self, TypedDict
 
 
 class Message(TypedDict):
@@ -84,14 +84,62 @@ class Task:
     hidden: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """For the grader alone; never rendered to the agent."""
 
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Refuse a subclass whose fields are none because it is no dataclass."""
+        if "__dataclass_fields__" not in vars(cls) and (names := _annotated(cls)):
+            raise TypeError(
+                f"{cls.__name__} declares {', '.join(names)} and is no dataclass; "
+                "write @dataclass(frozen=True, kw_only=True) above it"
+            )
+        return object.__new__(cls)
+
     @property
     def key(self) -> str:
-        """16 hex digits that name this task, the same in every process."""
-        return digest([type(self).__name__, self.to_json()])
+        """16 hex digits that name this task, the same in every process.
+
+        Raises:
+            TypeError: a field holds what JSON cannot give back; the message names it.
+        """
+        if (key := vars(self).get("_key")) is None:
+            fields = self.to_json()
+            for name, value in fields.items():
+                given = getattr(self, name, value)
+                _require_json(f"{type(self).__name__}.{name}", value, given)
+            key = digest([type(self).__name__, fields])
+            object.__setattr__(self, "_key", key)
+        return str(key)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; `type(task)(**task.to_json())` gives it back."""
         return dataclasses.asdict(self)
+
+
+def _annotated(cls: type) -> list[str]:
+    own = vars(cls).get("__annotations__", {})
+    return [name for name, kind in own.items() if "ClassVar" not in str(kind)]
+
+
+def _require_json(where: str, value: Any, given: Any = None) -> None:
+    """Refuse what does not come back equal from JSON, tuples aside: `Task` classes restore them."""
+    if dataclasses.is_dataclass(given):
+        value = given  # which JSON would give back as a dict
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _require_json(f"{where}[{index}]", item)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise TypeError(f"{where} has the key {name!r}; JSON has keys of type str only")
+            _require_json(f"{where}[{name!r}]", item)
+    elif not isinstance(value, str | int | None) and not _is_finite(value):
+        raise TypeError(
+            f"{where} holds {value!r:.60}, a {type(value).__name__} that JSON cannot give back; "
+            "a task holds str, bool, None, int, finite float, and lists, tuples and dicts of them"
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +176,8 @@ class Turn:
     state_after: str = ""
     env_s: float = 0.0
     policy_s: float = 0.0
+    nondet: tuple[Mapping[str, Any], ...] = ()
+    """What the environment read from outside while it answered: time, a network (clock.py)."""
 
     def __post_init__(self) -> None:
         if len(self.action_ids) != len(self.logprobs):
@@ -181,6 +231,8 @@ class Episode:
     replica: int = 0
     env_seed: int = 0
     policy_seed: int = 0
+    nondet: tuple[Mapping[str, Any], ...] = ()
+    """What the environment read from outside while it was reset; those of a turn are its own."""
     segments: tuple[Segment, ...] = ()
     outcome: Outcome = Outcome.OK
     stop: Stop = Stop.TERMINATED

@@ -27,6 +27,8 @@ class Guess(ToolEnv):
     Task: ClassVar[type[Task]] = Secret
     fast = True
     max_turns = 10
+    chance_reward = 0.05
+    """Of one guess."""
 
     def tasks(self, split: str) -> Sequence[Secret]:
         first = 100 * self.splits.index(self.known_split(split))

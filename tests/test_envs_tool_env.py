@@ -5,9 +5,11 @@ import pytest
 from fakes import Guess, Parrot
 from gymnasium.error import ResetNeeded
 
+from turnwise.envs.check import check_env
 from turnwise.envs.names import UnknownName
+from turnwise.envs.signatures import ToolSchemaError
 from turnwise.envs.tool_env import CODES, ToolEnv
-from turnwise.envs.tools import ToolFailed, reward, tool
+from turnwise.envs.tools import ToolFailed, metric, reward, tool
 from turnwise.envs.types import Task
 from turnwise.sandboxes.base import SandboxDied
 
@@ -221,6 +223,74 @@ def test_a_turn_reward_that_is_not_finite_spoils_the_episode_at_once():
     env.bad = float("nan")
     *_, (_, paid, _, truncated, info) = [env.step("wait") for _ in range(3)]
     assert (paid, truncated, info["outcome"]) == (0.0, True, "judge_error")
+
+
+class Rubric(Guess):
+    """Solved, cheap and short: one decides, one costs, one is style."""
+
+    reward_range = (-1.0, 1.5)
+
+    @reward
+    def solved(self, episode) -> float:
+        return float(self.answer == self.secret)
+
+    @reward(weight=-0.1)
+    def cost(self, episode) -> float:
+        return len(episode.calls)
+
+    @reward(weight=0.5, shaping=True)
+    def style(self, episode) -> float:
+        return 0.4 * self.solved(episode)
+
+
+def test_success_depends_on_no_cost_and_on_no_shaping_and_both_are_paid():
+    env = started(Rubric())
+    _, paid, _, _, info = env.step(env.call_text("submit", number=env.secret))
+    assert info["rewards"] == pytest.approx({"solved": 1.0, "cost": -0.1, "style": 0.2})
+    assert paid == pytest.approx(1.1) and info["success"] is True
+    env = started(Rubric())
+    _, paid, _, _, info = env.step(env.call_text("submit", number=-1))
+    assert paid == pytest.approx(-0.1) and info["success"] is False
+
+
+def test_an_environment_of_costs_alone_has_no_success():
+    class Costs(Guess):
+        solved = None
+
+        @reward(weight=-1.0)
+        def cost(self, episode) -> float:
+            return 1.0
+
+    env = started(Costs())
+    _, paid, _, _, info = env.step(env.call_text("submit", number=env.secret))
+    assert (paid, info["success"]) == (-1.0, False)
+
+
+def test_a_sum_below_the_declared_range_is_found_by_the_check():
+    class Undeclared(Rubric):
+        reward_range = (0.0, 1.5)
+
+    broken = {check.name: check.detail for check in check_env(Undeclared, seeds=[0]).failures}
+    assert "outside reward_range [0, 1.5]" in broken.pop("rewards stay in range") and not broken
+    assert check_env(Rubric, seeds=[0]).ok
+
+
+@pytest.mark.parametrize("mark", [reward, reward(), metric])
+def test_a_grader_that_is_a_coroutine_is_refused_where_it_is_written(mark):
+    with pytest.raises(ToolSchemaError, match=r"judged: a (reward|metric) is a plain method"):
+
+        @mark
+        async def judged(self, episode) -> float:
+            return 1.0
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused_where_it_is_written(weight):
+    with pytest.raises(ToolSchemaError, match="judged: a weight is finite"):
+
+        @reward(weight)
+        def judged(self, episode) -> float:
+            return 1.0
 
 
 def test_an_opening_of_messages_is_taken_as_it_is():

@@ -68,6 +68,7 @@ class FileHunt(ToolEnv):
     hints = False
     words: ClassVar[tuple[str, ...]] = (*WORDS, *KINDS_OF_THING, "clue")
     """What a tokenizer made for this environment should hold as single tokens."""
+    unsaved: ClassVar[tuple[str, ...]] = ("_tree",)
 
     def __init__(
         self,
@@ -108,6 +109,11 @@ class FileHunt(ToolEnv):
         self._detoured, self._lost = False, False
         self._paid, self._submitted, self._last = 0, "", ""
         return self.world.hops[0].clue
+
+    def restored(self) -> None:
+        """Mount the tree of the hunt that a snapshot holds."""
+        self._tree = self._tree or Tree()
+        self._tree.mount(self.task.key, self.world)
 
     @tool
     def ls(self, path: str) -> str:
