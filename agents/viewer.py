@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.agents import charts
+from turnwise.agents.pictures import Pictures
 from turnwise.agents.statistics import Interval
 from turnwise.envs.types import Episode, Turn
 
@@ -144,12 +145,12 @@ def _embedded(data: Any) -> str:
 
 
 def _payload(episodes: Iterable[Exhibit], decode: Decode | None) -> dict[str, Any]:
-    vocabulary = _Vocabulary(decode)
-    shown = [_episode(exhibit, vocabulary) for exhibit in episodes]
-    return {"episodes": shown, "vocabulary": vocabulary.texts}
+    vocabulary, pictures = _Vocabulary(decode), Pictures()
+    shown = [_episode(exhibit, vocabulary, pictures) for exhibit in episodes]
+    return {"episodes": shown, "vocabulary": vocabulary.texts, "pictures": pictures.texts}
 
 
-def _episode(exhibit: Exhibit, vocabulary: _Vocabulary) -> dict[str, Any]:
+def _episode(exhibit: Exhibit, vocabulary: _Vocabulary, pictures: Pictures) -> dict[str, Any]:
     episode = exhibit.episode
     task = {name: value for name, value in episode.task.to_json().items() if name != "hidden"}
     return {
@@ -170,6 +171,7 @@ def _episode(exhibit: Exhibit, vocabulary: _Vocabulary) -> dict[str, Any]:
         "final": episode.final_observation,
         "metrics": {name: _rounded(value) for name, value in episode.metrics.items()},
         "wall": _rounded(episode.wall_s, 2),
+        "pictures": pictures.of(episode),
         "turns": [
             _turn(turn, len(segment.inherited_ids) if i == 0 else 0, vocabulary)
             for segment in episode.segments

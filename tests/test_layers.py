@@ -16,7 +16,7 @@ LAYERS = ("sandboxes", "envs", "agents", "trainers", "cli")
 HEAVY = {"torch", "transformers", "accelerate", "peft", "tokenizers", "safetensors", "tensorboard"}
 ALLOWED = {
     "sandboxes": {"docker", "httpx", "starlette", "uvicorn"},
-    "envs": {"gymnasium", "numpy", "minigrid"},
+    "envs": {"gymnasium", "numpy", "minigrid", "playwright"},
     "agents": {"numpy"},
     "trainers": {"numpy", "rich", "jinja2", *HEAVY},
     "cli": {"rich", "tyro", "torch"},
@@ -86,12 +86,15 @@ def test_below_the_trainers_only_the_engines_import_torch():
     assert all(file.startswith("agents/engines/") for file in files), files
 
 
+OPTIONAL = {"minigrid", "playwright", *ALLOWED["sandboxes"], *HEAVY}
+
+
 def test_optional_packages_are_imported_inside_functions():
     wrong = [
         found
         for layer in ("sandboxes", "envs", "cli")
         for found in imports(layer)
-        if found.eager and found.module.split(".")[0] in {"minigrid", *ALLOWED["sandboxes"], *HEAVY}
+        if found.eager and found.module.split(".")[0] in OPTIONAL
     ]
     assert not wrong
 

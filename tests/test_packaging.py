@@ -38,7 +38,7 @@ def files_of_packages() -> set[str]:
         f"{package.replace('.', '/')}/{path.name}"
         for package, folder in FOLDERS.items()
         for path in (ROOT / folder).iterdir()
-        if path.suffix in (".py", ".html", ".typed")
+        if path.suffix in (".py", ".html", ".css", ".js", ".typed")
     }
 
 
@@ -128,7 +128,7 @@ def test_the_constraints_lie_within_the_ranges_and_name_no_place():
     assert all(re.fullmatch(r"[\d.a-z]+", pin) for pin in PINS.values())
 
 
-EXTRAS = ("train", "babyai", "docker", "remote", "dev")
+EXTRAS = ("train", "babyai", "browser", "docker", "remote", "dev")
 """What scripts/setup.sh installs."""
 
 
