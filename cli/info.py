@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -13,8 +14,10 @@ from tyro.conf import Positional, arg
 
 from turnwise.cli.display import console, print_json, say, table, title
 from turnwise.cli.options import json_object
+from turnwise.envs.actions import fitting
 from turnwise.envs.base import Env
 from turnwise.envs.registry import make, spec
+from turnwise.envs.tool_env import ToolEnv
 from turnwise.sandboxes.base import SandboxError
 
 KINDS = {
@@ -51,8 +54,9 @@ def run(options: Options) -> int:
             "id": options.env,
             "where": found.where,
             "tags": list(found.tags),
-            "summary": _summary(type(env)),
-            "arguments": _arguments(type(env), {**found.kwargs, **env.env_kwargs}),
+            "summary": _summary(type(env.unwrapped)),
+            "arguments": _arguments(env, {**found.kwargs, **env.env_kwargs}),
+            "formats": _formats(env),
             "splits": {split: len(env.tasks(split)) for split in env.splits},
             "reward_range": list(env.reward_range),
             "chance_reward": env.chance_reward,
@@ -66,18 +70,26 @@ def run(options: Options) -> int:
     return 0
 
 
-def _summary(cls: type[Env]) -> str:
+def _summary(cls: type[object]) -> str:
     return (inspect.getdoc(cls) or "").partition("\n\n")[0]
 
 
-def _arguments(cls: type[Env], given: dict[str, Any]) -> dict[str, str]:
-    """Return the constructor's arguments, each with the value it has here."""
+def _formats(env: Env) -> list[str]:
+    """Return the values that `actions` may have: the formats that can call the tools."""
+    inner = env.unwrapped
+    return fitting(tuple(inner.parts.tools.values())) if isinstance(inner, ToolEnv) else []
+
+
+def _arguments(env: Env, given: dict[str, Any]) -> dict[str, str]:
+    """Return the constructor's arguments, each with the value it has here; then the wrappers."""
     arguments = {}
-    for name, parameter in inspect.signature(cls).parameters.items():
+    for name, parameter in inspect.signature(type(env.unwrapped)).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         required = parameter.default is parameter.empty
         arguments[name] = repr(given.get(name, "required" if required else parameter.default))
+    if wrappers := given.get("wrappers"):
+        arguments["wrappers"] = json.dumps(wrappers)
     return arguments
 
 
@@ -132,6 +144,8 @@ def _show(out: Console, facts: dict[str, Any]) -> None:
         ("tags", " ".join(facts["tags"]) or "none"),
         *((name, value) for name, value in facts["arguments"].items()),
     ]
+    if facts["formats"]:
+        rows.append(("calls as", " ".join(facts["formats"])))
     out.print()
     out.print(table("", "", rows=rows))
     _show_example(out, facts["example"])

@@ -10,6 +10,7 @@ from importlib import import_module
 VERBS = {
     "list": "which environments there are",
     "info": "one environment: arguments, tools, splits, an example",
+    "init": "start an environment of your own: a package that is sound as it stands",
     "check": "is an environment sound? Run the laws on it",
     "train": "train a model with reinforcement learning",
     "eval": "measure a policy, with an interval and with floors",

@@ -21,16 +21,29 @@ from turnwise.envs.registry import (
 )
 
 if TYPE_CHECKING:
-    from turnwise.envs.actions import COMMAND, FORMATS, HERMES, Action, ActionFormat, ToolCall
-    from turnwise.envs.base import Env, Response, TextEnv
+    from turnwise.envs.actions import (
+        COMMAND,
+        FORMATS,
+        HERMES,
+        Action,
+        ActionFormat,
+        FormatMisfit,
+        ToolCall,
+    )
+    from turnwise.envs.adapters.gymnasium import from_gymnasium
+    from turnwise.envs.base import EndedEarly, Env, Response, TextEnv
     from turnwise.envs.check import Report, check_env
+    from turnwise.envs.clock import TapeError
     from turnwise.envs.code_env import CodeEnv
     from turnwise.envs.extras import MissingExtra
+    from turnwise.envs.multi_agent import MultiAgentEnv
     from turnwise.envs.names import UnknownName
     from turnwise.envs.sandbox_env import SandboxEnv
     from turnwise.envs.schema import BadArgs
+    from turnwise.envs.seat import as_single_agent
     from turnwise.envs.seeds import derive
     from turnwise.envs.signatures import ToolSchemaError
+    from turnwise.envs.snapshot import RestoreDiverged, Unsavable, WrongSnapshot
     from turnwise.envs.spaces import Unicode
     from turnwise.envs.tool_env import EpisodeView, ToolEnv
     from turnwise.envs.tools import ToolFailed, metric, reward, tool
@@ -44,22 +57,38 @@ if TYPE_CHECKING:
         Task,
         Turn,
     )
+    from turnwise.envs.vector import VecEnv, make_vec
+    from turnwise.envs.web.env import WebEnv
+    from turnwise.envs.wrapper import Wrapper
+    from turnwise.envs.wrappers import ActionSlips, ObservationBudget, TimeLimit, ToolFailures
 
 _HOMES = {
-    "actions": ("COMMAND", "FORMATS", "HERMES", "Action", "ActionFormat", "ToolCall"),
-    "base": ("Env", "Response", "TextEnv"),
+    "adapters.gymnasium": ("from_gymnasium",),
+    "actions": (
+        *("COMMAND", "FORMATS", "HERMES"),
+        *("Action", "ActionFormat", "FormatMisfit", "ToolCall"),
+    ),
+    "base": ("EndedEarly", "Env", "Response", "TextEnv"),
     "check": ("Report", "check_env"),
+    "clock": ("TapeError",),
     "code_env": ("CodeEnv",),
     "extras": ("MissingExtra",),
+    "multi_agent": ("MultiAgentEnv",),
     "names": ("UnknownName",),
     "sandbox_env": ("SandboxEnv",),
     "schema": ("BadArgs",),
+    "seat": ("as_single_agent",),
     "seeds": ("derive",),
     "signatures": ("ToolSchemaError",),
+    "snapshot": ("RestoreDiverged", "Unsavable", "WrongSnapshot"),
     "spaces": ("Unicode",),
     "tool_env": ("EpisodeView", "ToolEnv"),
     "tools": ("ToolFailed", "metric", "reward", "tool"),
     "types": ("Episode", "Group", "Message", "Outcome", "Segment", "Stop", "Task", "Turn"),
+    "vector": ("VecEnv", "make_vec"),
+    "web.env": ("WebEnv",),
+    "wrapper": ("Wrapper",),
+    "wrappers": ("ActionSlips", "ObservationBudget", "TimeLimit", "ToolFailures"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -69,36 +98,53 @@ __all__ = [
     "HERMES",
     "Action",
     "ActionFormat",
+    "ActionSlips",
     "BadArgs",
     "CodeEnv",
     "DuplicateEnv",
+    "EndedEarly",
     "Env",
     "EnvSpec",
     "Episode",
     "EpisodeView",
+    "FormatMisfit",
     "Group",
     "Message",
     "MissingExtra",
+    "MultiAgentEnv",
+    "ObservationBudget",
     "Outcome",
     "Report",
     "Response",
+    "RestoreDiverged",
     "SandboxEnv",
     "Segment",
     "Stop",
+    "TapeError",
     "Task",
     "TextEnv",
+    "TimeLimit",
     "ToolCall",
     "ToolEnv",
     "ToolFailed",
+    "ToolFailures",
     "ToolSchemaError",
     "Turn",
     "Unicode",
     "UnknownEnv",
     "UnknownName",
+    "Unsavable",
+    "VecEnv",
+    "WebEnv",
+    "Wrapper",
+    "WrongSnapshot",
+    "as_single_agent",
     "check_env",
     "derive",
+    "from_gymnasium",
     "list_envs",
     "make",
+    "make_vec",
     "metric",
     "register",
     "reward",

@@ -11,13 +11,15 @@ it. Nothing but gymnasium's own table is touched, and no environment is imported
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gymnasium.envs import registration
 
 
-def mirror(id: str, entry_point: str | type, kwargs: Mapping[str, Any]) -> None:
+def mirror(
+    id: str, entry_point: str | type | Callable[..., Any], kwargs: Mapping[str, Any]
+) -> None:
     """Put one environment into gymnasium's table."""
     maker: Any = entry_point
     registration.registry[id] = registration.EnvSpec(id, maker, kwargs=dict(kwargs))

@@ -204,7 +204,7 @@ def make(id: str, /, **kwargs: Any) -> Env:
         env = cls(**given)
         env.env_id, env.env_kwargs = id, kwargs
         return env
-    from turnwise.envs.wrapper import wrap
+    from turnwise.envs.wrapping import wrap
 
     wrappers = given.pop("wrappers")
     env = cls(**given)
@@ -252,12 +252,21 @@ def _builtin(name: str, entry_point: str, *tags: str, **kwargs: Any) -> None:
 
 
 _builtin("FileHunt-v1", "builtin.filehunt:FileHunt", "tools", "sandbox")
+_builtin("Repair-v1", "builtin.repair:Repair", "code", "sandbox")
+_builtin("RepairShell-v1", "builtin.repair_shell:RepairShell", "code", "sandbox")
+_builtin("RepoRepair-v1", "builtin.repo_repair:RepoRepair", "code", "sandbox")
+_builtin("Sql-v1", "builtin.sql:Sql", "code", "sandbox")
 _builtin("Craft-v1", "builtin.craft:Craft", "text")
 _builtin("Sokoban-v1", "builtin.sokoban:Sokoban", "text", "grid")
+_builtin("Nim-v1", "builtin.nim:NimSeat", "text", "game")
 _builtin("Calculator-v1", "builtin.calculator:Calculator", "tools")
+_builtin("RefundDesk-v1", "builtin.refund_desk:RefundDesk", "tools")
+_builtin("Workbench-v1", "builtin.workbench:Workbench", "tools")
 _builtin("PythonTool-v1", "builtin.python_tool:PythonTool", "tools", "code", "sandbox")
 for _level in (
     *("GoToRedBallGrey", "GoToRedBall", "GoToObj", "GoToLocal", "GoToDoor", "GoTo"),
     *("OpenDoor", "PickupLoc", "UnlockLocal", "PutNextLocal", "Pickup", "Synth"),
 ):
     _builtin(f"BabyAI-{_level}-v1", "builtin.babyai:BabyAI", "babyai", "grid", level=_level)
+_builtin("Shop-v1", "builtin.shop:Shop", "web", "sandbox")
+_builtin("Forms-v1", "builtin.forms:Forms", "web", "sandbox")

@@ -1,8 +1,12 @@
 """Laws of the registry: ids are found, or answered with the nearest one."""
 
+import importlib
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -141,3 +145,79 @@ def test_every_exported_name_exists_and_a_wrong_one_does_not():
     assert set(envs._HOME_OF) - set(envs.__all__) == set()
     with pytest.raises(AttributeError, match="no attribute 'Evn'"):
         envs.Evn  # noqa: B018
+
+
+def plug(monkeypatch, **modules) -> None:
+    """Let modules stand for installed packages, each named by an entry point."""
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    points = [EntryPoint(name, f"{name}:register", registry.GROUP) for name in modules]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(registry, "_discovered", False)
+
+
+def test_a_thread_that_asks_while_packages_are_being_loaded_waits_until_all_are(monkeypatch):
+    loading, plugin = threading.Event(), type(sys)("slow_plugin")
+
+    def register():
+        loading.set()
+        time.sleep(0.2)
+        envs.register("slow/Guess-v1", "fakes:Guess")
+
+    plugin.register = register
+    plug(monkeypatch, slow_plugin=plugin)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(envs.spec, "slow/Guess-v1")
+        assert loading.wait(5)
+        second = pool.submit(envs.spec, "slow/Guess-v1")
+        assert first.result(5) == second.result(5)
+
+
+def test_a_package_may_itself_ask_for_environments_while_it_is_loaded(monkeypatch):
+    plugin, seen = type(sys)("curious_plugin"), []
+    plugin.register = lambda: seen.append(len(envs.list_envs()))
+    plug(monkeypatch, curious_plugin=plugin)
+    assert len(envs.list_envs()) == seen[0]
+
+
+def test_a_module_that_registers_by_decorator_can_be_loaded_again(tmp_path, monkeypatch):
+    source = """
+        from fakes import Guess
+        from turnwise.envs import register
+
+        @register("again/Mine-v1", tags=("toy",))
+        class Mine(Guess):
+            pass
+    """
+    (tmp_path / "again_env.py").write_text(textwrap.dedent(source))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("again_env")
+    first = envs.make("again/Mine-v1")
+    importlib.reload(module)
+    second = envs.make("again/Mine-v1")
+    assert type(first) is not type(second) and type(second) is module.Mine
+    assert type(envs.make("again_env:Mine")) is module.Mine
+    del sys.modules["again_env"]
+
+
+def test_an_environment_of_ones_own_is_known_to_gymnasium_by_every_way_in():
+    import gymnasium
+
+    envs.register("mine/ByName-v1", "fakes:Guess", kwargs={"max_turns": 4})
+    envs.register("mine/ByClass-v1")(Guess)
+    for id, turns in (("mine/ByName-v1", 4), ("mine/ByClass-v1", 10)):
+        assert gymnasium.make(id, disable_env_checker=True).unwrapped.max_turns == turns
+
+
+def test_an_id_of_gymnasium_is_made_into_text_and_an_unknown_one_is_answered():
+    assert envs.spec("gymnasium/Taxi-v4").kwargs == {"env": "Taxi-v4"}
+    assert envs.make("gymnasium/Taxi-v4").env_id == "gymnasium/Taxi-v4"
+    with pytest.raises(envs.UnknownEnv, match="no gymnasium environment 'Taxy-v4'"):
+        envs.make("gymnasium/Taxy-v4")
+    with pytest.raises(envs.UnknownEnv, match="no gymnasium environment 'nowhere:Taxi-v4'"):
+        envs.make("gymnasium/nowhere:Taxi-v4")
+
+
+def test_an_id_of_ones_own_goes_before_gymnasiums():
+    envs.register("gymnasium/Taxi-v4", "fakes:Guess")
+    assert isinstance(envs.make("gymnasium/Taxi-v4"), Guess)

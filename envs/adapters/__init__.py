@@ -1,0 +1,1 @@
+"""Environments of other libraries as environments of turnwise; one library per file."""
