@@ -12,7 +12,18 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+from turnwise.envs.actions import FORMATS
+from turnwise.envs.formats.reading import THOUGHT_TAGS
+
+TAGS = tuple(
+    dict.fromkeys(
+        [
+            *THOUGHT_TAGS,
+            *(tag for form in FORMATS.values() for tag in form.tags),
+            *("<tool_response>", "</tool_response>"),
+        ]
+    )
+)
 """Markers that an agent itself may write. Where a tokenizer has an id for one, the id is used in
 `system` and `assistant` messages; in what others wrote it is ordinary text."""
 

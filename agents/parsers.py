@@ -20,41 +20,52 @@ from turnwise.envs.actions import Action, ActionFormat, ToolCall
 def parse(ids: Sequence[int], renderer: Renderer, form: ActionFormat) -> Action:
     """Return the calls in a sampled action; never raises on ids of the vocabulary.
 
-    A tag counts only if it was sampled as its own token, where the tokenizer has one for it.
-    Otherwise this is `form.parse(renderer.action_text(ids))`. Positions in errors are those of the
-    text in either case.
+    A tag counts only if it was sampled as its own token, where the tokenizer has one for it: those
+    of all formats and of reasoning. Otherwise this is `form.parse(renderer.action_text(ids))`.
+    Positions in errors are those of the text in either case.
     """
     text = renderer.action_text(ids)
     known = {renderer.codec.control[tag]: tag for tag in TAGS if tag in renderer.codec.control}
     if not any(tag in text for tag in known.values()):
         return form.parse(text)
-    mute = unused(text)
+    mutes = _mutes(text)
     ended = len(ids) > 0 and ids[-1] in renderer.stop_ids
-    action = form.parse(_muted(ids[:-1] if ended else ids, renderer.codec, known, mute))
-    return Action(text, tuple(_restored_call(call, mute) for call in action.calls))
+    action = form.parse(_muted(ids[:-1] if ended else ids, renderer.codec, known, mutes))
+    meant = str.maketrans({mute: first for first, mute in mutes.items()})
+    return Action(text, tuple(_restored_call(call, meant) for call in action.calls))
 
 
-def _muted(ids: Sequence[int], codec: Codec, known: Mapping[int, str], mute: str) -> str:
-    """Return the text of `ids`, with `mute` for the first character of each spelled-out tag."""
-    text = ""
+def _mutes(text: str) -> dict[str, str]:
+    """Return, for each character that a tag begins with, one that `text` does not hold."""
+    mutes: dict[str, str] = {}
+    for first in sorted({tag[0] for tag in TAGS}):
+        mutes[first] = unused(text + "".join(mutes.values()))
+    return mutes
+
+
+def _muted(
+    ids: Sequence[int], codec: Codec, known: Mapping[int, str], mutes: Mapping[str, str]
+) -> str:
+    """Return the text of `ids`, the first character of each spelled-out tag replaced."""
+    parts = []
     for is_tag, run in groupby(ids, known.__contains__):
         part = codec.decode(list(run))
         for tag in () if is_tag else known.values():
-            part = part.replace(tag, mute + tag[1:])
-        text += part
-    return text
+            part = part.replace(tag, mutes[tag[0]] + tag[1:])
+        parts.append(part)
+    return "".join(parts)
 
 
-def _restored_call(call: ToolCall, mute: str) -> ToolCall:
+def _restored_call(call: ToolCall, meant: Mapping[int, str]) -> ToolCall:
     values = {field.name: getattr(call, field.name) for field in fields(call)}
-    return replace(call, **_restored(values, mute))
+    return replace(call, **_restored(values, meant))
 
 
-def _restored(value: Any, mute: str) -> Any:
+def _restored(value: Any, meant: Mapping[int, str]) -> Any:
     if isinstance(value, str):
-        return value.replace(mute, "<")
+        return value.translate(meant)
     if isinstance(value, dict):
-        return {_restored(key, mute): _restored(item, mute) for key, item in value.items()}
+        return {_restored(key, meant): _restored(item, meant) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_restored(item, mute) for item in value)
+        return type(value)(_restored(item, meant) for item in value)
     return value

@@ -7,14 +7,40 @@ the action. Parsing never raises on text, whatever it holds. One format is one f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from turnwise.envs.calls import Action, ActionFormat, ToolCall
+from turnwise.envs.calls import Action, ActionFormat, FormatMisfit, ToolCall
+from turnwise.envs.formats.boxed import BOXED
 from turnwise.envs.formats.command import COMMAND
+from turnwise.envs.formats.fenced import FENCED
 from turnwise.envs.formats.hermes import HERMES
+from turnwise.envs.formats.llama3 import LLAMA3
+from turnwise.envs.formats.mistral import MISTRAL
+from turnwise.envs.formats.pythonic import PYTHONIC
+from turnwise.envs.formats.qwen_coder import QWEN_CODER
 from turnwise.envs.names import UnknownName, hint
 
-__all__ = ["COMMAND", "FORMATS", "HERMES", "Action", "ActionFormat", "ToolCall"]
+if TYPE_CHECKING:
+    from turnwise.envs.signatures import Tool
+
+__all__ = [
+    "BOXED",
+    "COMMAND",
+    "FENCED",
+    "FORMATS",
+    "HERMES",
+    "LLAMA3",
+    "MISTRAL",
+    "PYTHONIC",
+    "QWEN_CODER",
+    "Action",
+    "ActionFormat",
+    "FormatMisfit",
+    "ToolCall",
+    "fitting",
+]
 
 
 class _Formats(dict[str, ActionFormat]):
@@ -22,5 +48,15 @@ class _Formats(dict[str, ActionFormat]):
         raise UnknownName(f"no action format {name!r}; {hint(str(name), self)}")
 
 
-FORMATS: Mapping[str, ActionFormat] = _Formats(hermes=HERMES, command=COMMAND)
+_ALL = (HERMES, COMMAND, QWEN_CODER, LLAMA3, MISTRAL, PYTHONIC, FENCED, BOXED)
+FORMATS: Mapping[str, ActionFormat] = _Formats({format.name: format for format in _ALL})
 """Action formats by name; a wrong name raises `UnknownName` with the nearest."""
+
+
+def fitting(tools: Sequence[Tool]) -> list[str]:
+    """Return the names of the formats that can call each of these tools."""
+    names = []
+    for form in FORMATS.values():
+        with suppress(FormatMisfit):
+            names.append(form.fitted(tools).name)
+    return names

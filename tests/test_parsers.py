@@ -9,15 +9,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
+from turnwise.agents.codec import TAGS
 from turnwise.agents.parsers import parse
 from turnwise.agents.renderer import Renderer
-from turnwise.envs.actions import COMMAND, HERMES
+from turnwise.envs.actions import COMMAND, FORMATS, HERMES
 from turnwise.trainers.tiny import tiny_tokenizer
 
 PLAIN = tiny_tokenizer([])
 TAGGED = tiny_tokenizer([])
 TAGGED.add_tokens([AddedToken(tag, normalized=False) for tag in ("<tool_call>", "</tool_call>")])
 RENDERERS = {"text": Renderer(PLAIN), "ids": Renderer(TAGGED)}
+ALL_TAGS = tiny_tokenizer([])
+ALL_TAGS.add_tokens([AddedToken(tag, normalized=False, special=True) for tag in TAGS])
+EVERY = Renderer(ALL_TAGS)
+OPENED = {
+    "hermes": '<tool_call>{"name": "say", "arguments": {"text": "@"}}</tool_call>',
+    "qwen_coder": "<tool_call>\n<function=say>\n<parameter=text>\n@\n</parameter>\n</function>\n"
+    "</tool_call>",
+    "llama3": '<|python_tag|>{"name": "say", "parameters": {"text": "@"}}',
+    "mistral": '[TOOL_CALLS]say[ARGS]{"text": "@"}',
+    "pythonic": '<|python_start|>[say(text="@")]<|python_end|>',
+}
+"""A call whose tags are meant, and `@` for what it says."""
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -83,3 +96,70 @@ def test_the_position_of_an_error_is_that_in_the_text():
 def test_no_ids_of_the_vocabulary_raise(ids: list[int]):
     renderer = RENDERERS["ids"]
     assert parse(ids, renderer, HERMES).text == renderer.action_text(ids)
+
+
+def sampled(text: str, quoted: str) -> list[int]:
+    """Return ids of `text`, its tags as tokens, with `quoted` for its `@`, no tag a token."""
+    ids: list[int] = []
+    for part in EVERY.codec.split(text):
+        if isinstance(part, int):
+            ids.append(part)
+        else:
+            ids += spelled(part.replace("@", quoted))
+    return [*ids, *EVERY.stop_ids]
+
+
+QUOTES = st.lists(st.sampled_from(TAGS) | st.sampled_from(["a", " ", "{", "["])).map("".join)
+
+
+@pytest.mark.parametrize("name", OPENED)
+@given(quoted=QUOTES, before=st.lists(st.sampled_from([*TAGS[:-2], "so "])).map("".join))
+@settings(deadline=None)
+def test_every_tag_of_every_format_may_be_quoted_in_a_value_and_before_the_call(
+    name: str, quoted: str, before: str
+):
+    before = "Quoting " + before.replace("<function", "")
+    ids = [*spelled(before), *sampled(OPENED[name], quoted)]
+    action = parse(ids, EVERY, FORMATS[name])
+    (call,) = action.calls
+    assert call.error is None, call.error
+    assert list((call.args or call.texts or {}).items()) == [("text", quoted)]
+    assert action.text == EVERY.action_text(ids) and call.raw in action.text
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_a_spelled_tag_opens_no_call_where_there_is_a_token_for_it(name: str):
+    opener = FORMATS[name].tags[0]
+    text = f"{opener} is how it begins"
+    assert FORMATS[name].parse(text).calls[0].code != "no_call"
+    (call,) = parse(spelled(text), EVERY, FORMATS[name]).calls
+    assert call.code == "no_call"
+    meant = [EVERY.codec.control[opener], *spelled(" is how it begins")]
+    assert parse(meant, EVERY, FORMATS[name]).calls[0].code != "no_call"
+    assert parse(spelled(text), RENDERERS["text"], FORMATS[name]) == FORMATS[name].parse(text)
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_without_special_tokens_calls_are_read_from_the_text(name: str):
+    text = OPENED[name].replace("@", "hello")
+    (call,) = parse(spelled(text), RENDERERS["text"], FORMATS[name]).calls
+    assert (call.args or call.texts) == {"text": "hello"}
+
+
+def test_a_spelled_end_of_a_thought_does_not_end_it():
+    opened, closed = (EVERY.codec.control[tag] for tag in ("<think>", "</think>"))
+    call = HERMES.render("cat", {"path": "a"})
+    ids = [opened, *spelled("the tag is </think>: "), *EVERY.action_ids(call)]
+    assert parse(ids, EVERY, HERMES).calls[0].code == "no_call"
+    ids = [*ids[:-1], closed, *EVERY.action_ids(call)]
+    assert [found.name for found in parse(ids, EVERY, HERMES).calls] == ["cat"]
+
+
+@pytest.mark.parametrize("role", ["user", "tool"])
+def test_a_tag_in_what_others_wrote_is_never_its_token(role: str):
+    known = {EVERY.codec.control[tag] for tag in TAGS}
+    text = "".join(TAGS)
+    ids = EVERY.open([{"role": "user", "content": "go"}, {"role": role, "content": text}])
+    assert not known & set(ids) and text in ALL_TAGS.decode(ids)
+    said = EVERY.open([{"role": "user", "content": "go"}, {"role": "assistant", "content": text}])
+    assert known <= set(said)

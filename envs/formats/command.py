@@ -5,7 +5,6 @@ A fraction of the tokens of JSON, and nothing to balance: the format for tiny mo
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,11 @@ from typing import Any
 
 from turnwise.envs.calls import Action, ActionFormat, ToolCall, failed
 from turnwise.envs.formats.strict_json import surrogate
+from turnwise.envs.formats.words import word
 
 _BLANKS = " \t\r\n"
 _SPACE = re.compile(r"[ \t\r\n]*")
-_PIECE = re.compile(r"""([^ \t\r\n'"\\]+)|'([^']*)'|"((?:[^"\\]|\\.)*)"|\\(.)""", re.S)
+_PIECE = re.compile(r"""([^ \t\r\n'"\\]+)|'([^']*)'|"([^"\\]*(?:\\.[^"\\]*)*)"|\\(.)""", re.S)
 _ESCAPE = re.compile(r'\\(["\\])')
 
 
@@ -83,11 +83,6 @@ def parse(text: str) -> Action:
     if not name:
         return Action(text, (failed("bad_command", text, 0, "the command has no name", raw),))
     return Action(text, (ToolCall("c0", name, None, raw, words=tuple(words)),))
-
-
-def word(value: Any) -> str:
-    """Return the text that a line writes for a JSON value; a str stands for itself."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def render(name: str, args: Mapping[str, Any]) -> str:

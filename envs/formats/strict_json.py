@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
 MAX_DEPTH = 32
 """Of nesting: far above what a tool takes, far below what breaks a JSON writer."""
 
 _LONE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|[\]}]', re.S)
+_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|([\[{])|[\]}]', re.S)
 
 
 class JsonFault(ValueError):
@@ -28,8 +29,9 @@ class JsonFault(ValueError):
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"duplicate key {next(n for n in names if names.count(n) > 1)[:40]!r}")
+        for name, _ in pairs:
+            if found.pop(name, pairs) is pairs:  # the second time
+                raise ValueError(f"duplicate key {name[:40]!r}")
     return found
 
 
@@ -99,3 +101,22 @@ def loads(text: str) -> Any:
     if end != len(body):
         raise JsonFault(end, "extra text after the value")
     return value
+
+
+def call_fault(value: Any, args: str, also: Collection[str] = ()) -> str | None:
+    """Return why a JSON value is no call: an object of `name` and of arguments; None if it is one.
+
+    Args:
+        value: As it was decoded.
+        args: The key of the arguments.
+        also: Further keys that are allowed.
+    """
+    if not isinstance(value, dict):
+        return f"expected an object, got {type(value).__name__}"
+    if extra := sorted(value.keys() - {"name", args, *also}):
+        return f"unexpected key {extra[0][:40]!r}; a call has the keys 'name' and {args!r}"
+    if not isinstance(value.get("name"), str) or not value["name"]:
+        return "expected a key 'name' that holds the tool's name"
+    if not isinstance(value.get(args), dict):
+        return f"expected a key {args!r} that holds an object"
+    return None
