@@ -1,0 +1,183 @@
+"""Inside the box: calls functions of a program and says what each returned.
+
+Its text is what runs there, in a Python of its own with a fixed hash seed, which forks one process
+per run. It is given inputs and knows no answers, so that the code that it calls has nothing to
+find: whoever asked compares on the host. Standard library of Python 3.8 only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import resource
+import select
+import shutil
+import signal
+import struct
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+LENGTH = struct.Struct(">I")
+MAX_SHOWN = 4000
+"""Characters of one value; a longer one is not shown, and equals nothing."""
+MAX_DEPTH = 20
+MEMORY_BYTES = 512 << 20
+"""Address space of the program, most of which Python itself takes."""
+TICK_S = 0.01
+
+
+class TooLong(Exception):
+    """A value whose text is longer than anybody reads; shared parts can make it exponential."""
+
+
+def shown(value: Any) -> str:
+    """Return the text of a value of plain types; no method of the value's own is called."""
+    try:
+        return _shown(value, 0, [MAX_SHOWN])
+    except TooLong:
+        return f"<a {type(value).__name__} of more than {MAX_SHOWN} characters>"
+
+
+def _shown(value: Any, depth: int, left: list[int]) -> str:
+    kind = type(value)
+    left[0] -= 2
+    if left[0] < 0:
+        raise TooLong
+    if kind in (list, tuple, set, frozenset, dict) and depth < MAX_DEPTH:
+        return _many(value, kind, depth + 1, left)
+    if value is None or kind in (bool, float, str):
+        text = repr(value)
+    elif kind is int:
+        text = repr(value) if value.bit_length() < 4000 else "<a huge int>"
+    else:
+        text = "..." if depth == MAX_DEPTH else f"<{str(kind.__name__)[:40]}>"
+    left[0] -= len(text)
+    if left[0] < 0:
+        raise TooLong
+    return text
+
+
+def _many(value: Any, kind: type, depth: int, left: list[int]) -> str:
+    parts = [_shown(item, depth, left) for item in value]
+    if kind is dict:
+        values = [_shown(item, depth, left) for item in value.values()]
+        return "{" + ", ".join(f"{k}: {v}" for k, v in zip(parts, values)) + "}"  # noqa: B905
+    if kind is list:
+        return "[" + ", ".join(parts) + "]"
+    if kind is tuple:
+        return "(" + ", ".join(parts) + (",)" if len(parts) == 1 else ")")
+    text = "{" + ", ".join(sorted(parts)) + "}" if parts else ""
+    return text if kind is set and parts else f"{kind.__name__}({text})"
+
+
+def told(error: BaseException, folder: str) -> str:
+    """Return what was raised and where in the program, without addresses and paths of the box."""
+    message = (str(error.msg if isinstance(error, SyntaxError) else error).splitlines() or [""])[0]
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    text = re.sub(r"0x[0-9a-f]+", "0x...", text).replace(folder + "/", "")[:200]
+    where, trace = "", error.__traceback__
+    if isinstance(error, SyntaxError) and error.filename and folder in error.filename:
+        where = f" ({os.path.basename(error.filename)} line {error.lineno})"
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if name.startswith(folder):
+            where = f" ({os.path.basename(name)} line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return text + where
+
+
+def outcome(call: Any, folder: str) -> list[str]:
+    """Call `[module, function, arguments]`; return `["value", text]` or `["raised", text]`."""
+    module, function, args = call
+    try:
+        return ["value", shown(getattr(importlib.import_module(module), function)(*args))]
+    except BaseException as error:
+        return ["raised", told(error, folder)]
+
+
+def play(request: Any, folder: str, say: Callable[[Any], object]) -> None:
+    """Write the program, and say the outcome of each call in turn, then None."""
+    os.makedirs(folder)
+    for name, text in request["files"].items():
+        with open(f"{folder}/{name}", "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+    sys.path.insert(0, folder)
+    sys.dont_write_bytecode = True
+    for call in request["calls"]:
+        say(outcome(call, folder))
+    say(None)
+
+
+def child(request: Any, folder: str, pipe: int) -> NoReturn:
+    """The process in which the program runs, and may do to itself what it likes."""
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(null, number)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        signal.setitimer(signal.ITIMER_PROF, request["cpu_s"])  # ends it; no load can hasten it
+
+        def say(value: Any) -> None:
+            os.write(pipe, json.dumps(value).encode() + b"\n")
+
+        play(request, folder, say)
+    finally:
+        os._exit(0)
+
+
+def run(request: Any, number: int) -> dict[str, Any]:
+    """Run the program in a process of its own; return its outcomes and how it ended."""
+    folder = f"/tmp/run-{number}"
+    here, there = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(here)
+        child(request, folder, there)
+    os.close(there)
+    text, ended = _listen(here, pid, time.monotonic() + request["wall_s"])
+    os.close(here)
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"said": text.decode("utf-8", "replace"), "ended": ended}
+
+
+def _listen(pipe: int, pid: int, deadline: float) -> tuple[bytes, str]:
+    """Read what the process says until it is done, dead or late; then end it and what it left."""
+    parts, size, ended = [], 0, "late"
+    while time.monotonic() < deadline and size < 1 << 19:
+        if not select.select([pipe], [], [], TICK_S)[0]:
+            continue
+        data = os.read(pipe, 1 << 16)
+        parts.append(data)
+        size += len(data)
+        if not data or data.endswith(b"null\n"):
+            ended = "done"
+            break
+    with contextlib.suppress(OSError):
+        os.killpg(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGXCPU):
+        ended = "late"
+    return b"".join(parts), ended
+
+
+def serve() -> NoReturn:
+    """Answer requests on standard input, each one a length and JSON, until it is closed."""
+    number = 0
+    while True:
+        head = sys.stdin.buffer.read(LENGTH.size)
+        if len(head) < LENGTH.size:
+            os._exit(0)
+        request = json.loads(sys.stdin.buffer.read(LENGTH.unpack(head)[0]))
+        number += 1
+        answer = json.dumps(run(request, number)).encode()
+        sys.stdout.buffer.write(LENGTH.pack(len(answer)) + answer)
+        sys.stdout.buffer.flush()

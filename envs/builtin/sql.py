@@ -1,0 +1,261 @@
+"""Sql: answer questions about a database with queries.
+
+A submitted query is judged by what it gives, on the database that the agent can query and on
+another one of the same schema that it never sees, so that the query must answer the question and
+not only hold the answer. Both run in a sandbox; what they give is compared on this side.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from turnwise.envs.builtin.sql_box import Database, QueryFailed, Result
+from turnwise.envs.builtin.sql_questions import DEPTHS
+from turnwise.envs.builtin.sql_tasks import SqlWorld, make_world
+from turnwise.envs.builtin.sql_world import SCHEMAS
+from turnwise.envs.names import UnknownName, hint
+from turnwise.envs.task_range import TaskRange
+from turnwise.envs.tool_env import EpisodeView, ToolEnv
+from turnwise.envs.tools import ToolFailed, reward, tool
+from turnwise.envs.types import Task, canonical_json, digest
+
+SIZES = {"train": 1_000_000, "dev": 10_000, "test": 10_000}
+SPLIT_SCHEMAS = {
+    "train": ("cinema", "clinic", "shop"),
+    "dev": ("library",),
+    "test": ("airline",),
+}
+"""Unless schemas are named by hand, a split asks about databases that no other split has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(Task):
+    """One question. Both databases and the question follow from these fields alone."""
+
+    split: str = "train"
+    index: int = 0
+    depth: int = 1
+    schemas: tuple[str, ...] = ()
+    size: int = 10
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schemas", tuple(self.schemas))  # JSON makes a list of it
+
+
+class Sql(ToolEnv):
+    """Databases of a shop, a cinema, a clinic, a library and an airline, and questions about them.
+
+    Look at `tables` and `schema`, try a `query`, and `submit` one. Order matters only where it is
+    asked for; rows that occur twice matter. Reward: 1 if what the query gives is right on both
+    databases, else 0. A query that only repeats what was seen is wrong on the hidden one.
+
+    Args:
+        depth: 1 to 5, or (least, most); task i has depth least + i mod (most - least + 1).
+            1 filter; 2 join, dates; 3 group, having; 4 subquery, difference; 5 ranks with ties.
+        schemas: names in `SCHEMAS`, for every split. By default train has three schemas, and dev
+            and test one each that no other split has.
+        size: rows of the smaller tables, 6 to 40; the others have three times as many.
+        schema_shown: whether the first message holds the schema.
+        max_rows: rows that `query` shows.
+        slack: turns beyond what the expert needs.
+
+    Example:
+        env = make("turnwise/Sql-v1", depth=1, schemas=("shop",), schema_shown=True)
+    """
+
+    Task: ClassVar[type[Task]] = Asked
+    unsaved: ClassVar[tuple[str, ...]] = ("_database",)
+    _database: Database | None = None
+
+    def __init__(
+        self,
+        *,
+        depth: int | Sequence[int] = (1, 5),
+        schemas: Sequence[str] = (),
+        size: int = 10,
+        schema_shown: bool = False,
+        max_rows: int = 20,
+        slack: int = 6,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.depths, self.schemas, self.size = _depths(depth), _known(schemas), size
+        if not 6 <= size <= 40:
+            raise ValueError(f"size must lie in 6..40, got {size}")
+        if not 1 <= max_rows <= 100 or slack < 0:
+            raise ValueError(
+                f"max_rows must lie in 1..100 and slack not below 0, got {max_rows} and {slack}"
+            )
+        self.schema_shown, self.max_rows, self.slack = schema_shown, max_rows, slack
+
+    def tasks(self, split: str) -> Sequence[Asked]:
+        """Return the questions of a split, made on demand; depths take turns."""
+        known = self.known_split(split)
+        return TaskRange(lambda index: self._task(known, index), SIZES[known])
+
+    def _task(self, split: str, index: int) -> Asked:
+        low, high = self.depths
+        return Asked(
+            split=split,
+            index=index,
+            depth=low + index % (high - low + 1),
+            schemas=self.schemas or SPLIT_SCHEMAS[split],
+            size=self.size,
+        )
+
+    def setup(self, task: Asked, rng: random.Random) -> str:
+        """Make the databases and ask."""
+        self._forget()
+        self.world: SqlWorld = make_world(canonical_json(task.to_json()))
+        question = self.world.question
+        self._seen: set[str] = {"", *question.tables} if self.schema_shown else set()
+        self._last = self._tried = self._submitted = ""
+        self._result: Result | None = None
+        self.max_turns = len(question.tables) * (not self.schema_shown) + 3 + self.slack
+        text = f"{question.text} Submit one SQLite query that is right for any rows."
+        return f"{text}\n{self.world.schema.script}" if self.schema_shown else text
+
+    @tool
+    def tables(self) -> str:
+        """List the tables."""
+        self._seen.add("")
+        self._last = "tables"
+        return " ".join(table.name for table in self.world.schema.tables)
+
+    @tool
+    def schema(self, table: str) -> str:
+        """Show the columns of a table.
+
+        Args:
+            table: Its name.
+        """
+        names = [known.name for known in self.world.schema.tables]
+        if table not in names:
+            raise ToolFailed(f"no table {table[:60]!r}; {hint(table[:60], names)}")
+        self._seen.add(table)
+        self._last = f"schema {table}"
+        return self.world.schema[table].sql
+
+    @tool
+    def query(self, sql: str) -> str:
+        """Run a query and show the first rows.
+
+        Args:
+            sql: One SELECT.
+        """
+        result = self._rows_of(sql, self.max_rows)
+        self._last, self._tried = digest(["query", sql]), sql
+        return shown(result)
+
+    @tool(final=True)
+    def submit(self, sql: str) -> str:
+        """Hand in a query; ends the episode, unless the query fails.
+
+        Args:
+            sql: One SELECT.
+        """
+        self._result, self._submitted = self._rows_of(sql), sql
+        return "done"
+
+    @reward
+    def solved(self, episode: EpisodeView) -> float:
+        """Whether the submitted query is right on both databases."""
+        world, ordered = self.world, self.world.question.ordered
+        if self._result is None or not same(self._result, world.expected[0], ordered=ordered):
+            return 0.0
+        hidden = Database(world.schema.script, world.hidden)
+        try:
+            result = hidden.query(self._submitted)
+        except QueryFailed:
+            return 0.0
+        finally:
+            hidden.close()
+        return float(same(result, world.expected[1], ordered=ordered))
+
+    def expert(self) -> str:
+        """Return the right call now: it knows the query, and looks at what the query needs."""
+        question = self.world.question
+        if "" not in self._seen:
+            return self.call_text("tables")
+        for table in question.tables:
+            if table not in self._seen:
+                return self.call_text("schema", table=table)
+        if self._tried != question.sql:
+            return self.call_text("query", sql=question.sql)
+        return self.call_text("submit", sql=question.sql)
+
+    def state_hash(self) -> str:
+        """Hash what was looked at and done last; the turn's number is left out."""
+        known = [sorted(self._seen), self._last, self._tried, self._submitted]
+        return digest([self.task.key, known])
+
+    def restored(self) -> None:
+        """Start without a connection; the next query makes one."""
+        self._database = None
+
+    def close(self) -> None:
+        """Take the database out of the box. Safe to call twice."""
+        self._forget()
+        super().close()
+
+    def _rows_of(self, sql: str, most: int | None = None) -> Result:
+        world = self.world
+        self._database = self._database or Database(world.schema.script, world.visible)
+        try:
+            result = self._database.query(sql, **({} if most is None else {"most": most}))
+        except QueryFailed as error:
+            why = str(error)[:300]
+            raise (ToolFailed(why, "timeout") if error.late else ToolFailed(why)) from None
+        finally:
+            if self._database.box is not None:
+                self.sandbox = self._database.box.backend
+        return result
+
+    def _forget(self) -> None:
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
+
+
+def shown(result: Result) -> str:
+    """Return a result as the agent reads it: the columns, then a line for each row."""
+    lines = [" | ".join(result.columns), *(" | ".join(map(_cell, row)) for row in result.rows)]
+    more = ["[more rows]"] if result.more else []
+    return "\n".join([*lines, *(more or ([] if result.rows else ["[no rows]"]))])
+
+
+def _cell(value: Any) -> str:
+    return "null" if value is None else str(value)[:200]
+
+
+def same(result: Result, expected: Sequence[Sequence[Any]], *, ordered: bool) -> bool:
+    """Whether two results are equal: rows as often as expected, numbers to six places."""
+    got, wanted = ([_plain(row) for row in rows] for rows in (result.rows, expected))
+    if result.more:
+        return False
+    return got == wanted if ordered else Counter(got) == Counter(wanted)
+
+
+def _plain(row: Sequence[Any]) -> tuple[Any, ...]:
+    """Return a row so that 2 and 2.0 are equal, and 2 and '2' are not."""
+    return tuple(round(float(v), 6) + 0.0 if isinstance(v, int | float) else v for v in row)
+
+
+def _depths(depth: int | Sequence[int]) -> tuple[int, int]:
+    low, high = (depth, depth) if isinstance(depth, int) else (int(depth[0]), int(depth[1]))
+    if not 1 <= low <= high <= len(DEPTHS):
+        raise ValueError(f"depth must lie in 1..{len(DEPTHS)}, least before most, got {depth!r}")
+    return low, high
+
+
+def _known(schemas: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(schemas, str):
+        raise TypeError(f"schemas is a tuple of names, got {schemas!r}; write ({schemas!r},)")
+    for name in schemas:
+        if name not in SCHEMAS:
+            raise UnknownName(f"no schema {name!r}; {hint(name, SCHEMAS)}")
+    return tuple(schemas)
