@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from turnwise.envs.actions import HERMES
 from turnwise.envs.base import Env
 from turnwise.envs.calls import ActionFormat
+from turnwise.envs.formats.hermes import HERMES
 
 Agent = Callable[[Env, str, random.Random], str]
 """(environment, what it last said, randomness) to an action."""
+
+SPECIAL: tuple[str, ...] = (
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|python_tag|>"),
+    *("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "<pad>", "<unk>"),
+    *("<think>", "</think>", "<tool_response>", "</tool_response>", "<tool_call>", "</tool_call>"),
+    *("<function=x>", "</function>", "<parameter=x>", "</parameter>", "```python", "```"),
+    *("\\boxed{", "\\boxed{}", "}", "<|start_header_id|>ipython<|end_header_id|>"),
+)
+"""Special tokens and tags of chat templates, written out as text."""
 
 MALFORMED: tuple[str, ...] = (
     *("", " ", "\n\n", "\x00", "\ufeff", "é", "👋" * 50, "a" * 20_000, "'", '"', "\\", "a 'b"),
@@ -47,12 +56,64 @@ def junk(schema: Mapping[str, Any]) -> Any:
     return values.get(schema.get("type", "string"), "x")
 
 
+def parameters_of(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON schemas of a tool's parameters, by name."""
+    return dict(schema["function"]["parameters"]["properties"])
+
+
 def call_of(env: Env, schema: Mapping[str, Any], value: Callable[[Mapping[str, Any]], Any]) -> str:
-    """Return a well-formed call of a tool whose arguments are made by `value`."""
-    function = schema["function"]
-    parameters = function["parameters"]["properties"]
-    args = {name: value(parameter) for name, parameter in parameters.items()}
-    return format_of(env).render(function["name"], args)
+    """Return a well-formed call of a tool whose arguments are made by `value`.
+
+    Where the format cannot write these arguments, they are said in plain text.
+    """
+    args = {name: value(parameter) for name, parameter in parameters_of(schema).items()}
+    try:
+        return format_of(env).render(schema["function"]["name"], args)
+    except ValueError:
+        return " ".join(map(str, args.values()))
+
+
+def mutations(call: str, rng: random.Random) -> Iterator[str]:
+    """Yield what a sampler makes of a well-formed call: cut, doubled, garbled, wrapped, tagged."""
+    for cut in sorted({1, len(call) // 2, len(call) - 1}):
+        yield call[:cut]
+        yield call[cut:]
+    yield call + call
+    yield f"{call}\n{call}\n" * 20
+    yield f"I think that\n{call}\nis right."
+    yield call.replace('"', "'")
+    yield call.replace("{", "[").replace("(", "{").replace("=", ":")
+    for tag in SPECIAL:
+        at = rng.randrange(len(call) + 1)
+        yield call[:at] + tag + call[at:]
+    yield call[: len(call) // 2] + "\x00\u202eé日本👋\ud800" + call[len(call) // 2 :]
+    yield call + "x" * 50_000
+
+
+def wrong_values(env: Env, schema: Mapping[str, Any]) -> Iterator[str]:
+    """Yield calls of a tool with arguments of other types, too many, too few, and huge ones."""
+    names, tool = list(parameters_of(schema)), schema["function"]["name"]
+    every: list[dict[str, Any]] = [{}, {**dict.fromkeys(names, "x"), "no_such_parameter": 1}]
+    every += [dict.fromkeys(names, value) for value in _VALUES]
+    for written, args in (
+        (tool + "x", dict.fromkeys(names, "x")),
+        *((tool, args) for args in every),
+    ):
+        try:
+            yield format_of(env).render(written, args)
+        except (ValueError, TypeError):  # the format cannot write this call, so nobody can
+            continue
+
+
+_VALUES: tuple[Any, ...] = (
+    *(None, True, -1, 1.5, 10**400, "", "x" * 50_000, [], {}, [[[]]], {"a": {"b": []}}),
+    *("\x00", "é日本👋", *SPECIAL[:3], "../../etc/passwd", "a\nb", '"\\'),
+)
+
+
+def always(action: str) -> Agent:
+    """Return the agent that says one thing."""
+    return lambda env, observation, rng: action
 
 
 def empty_agent(env: Env, observation: str, rng: random.Random) -> str:

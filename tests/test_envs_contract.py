@@ -1,268 +1,146 @@
-"""The contract over every registered environment, and proof that each law can be broken."""
+"""The contract over every registered environment, and a broken environment for every law."""
 
 import os
-import random
 import time
 
-import numpy as np
 import pytest
-from fakes import Guess, Parrot, Secret
+from broken_envs import (
+    BROKEN,
+    HangsAtReset,
+    HangsInStep,
+    HashesNames,
+    Hidden,
+    IsNamedByChance,
+    KnowsTheDay,
+    OrdersBySet,
+    Overlaps,
+    SaysItIsFast,
+    TellsTheTime,
+)
+from fakes import Guess, Parrot
 
-from turnwise.envs.base import TextEnv
+from turnwise.agents.check_replay import NAME, check_replay
 from turnwise.envs.check import check_env
 from turnwise.envs.extras import MissingExtra
+from turnwise.envs.names import UnknownName
 from turnwise.envs.playing import Broken, Subject
-from turnwise.envs.probes import fast_is_fast
+from turnwise.envs.probes import ADVERSARY, LAWS, name_of
+from turnwise.envs.probes.contract import fast_is_fast
 from turnwise.envs.registry import list_envs
-from turnwise.envs.tools import reward, tool
-from turnwise.envs.types import Task
 from turnwise.sandboxes.base import NoSafeSandbox
 
-REGISTERED = [spec.id for spec in list_envs() if spec.id.startswith("turnwise/")]
+REGISTERED = [spec for spec in list_envs() if spec.id.startswith("turnwise/")]
+SLOW_TAGS = {"sandbox", "browser", "web", "code"}
+"""Of environments whose steps take milliseconds: checked with fewer at once in the quick test."""
+
+OF_A_LEVEL = ("seeds are honoured", "rewards stay in range", "expert is accepted", "seeds differ")
+"""Laws that one level of BabyAI may break and another may keep; `GoToLocal` is tried on all."""
 
 
-def checked(id):
-    other_level = "BabyAI" in id and "GoToLocal" not in id
-    seeds = range(1 if other_level else 3)
+def checked(id, **how):
     try:
-        return check_env(id, seeds=seeds, concurrency=3)
+        return check_env(id, adversary=True, **how)
     except (MissingExtra, NoSafeSandbox) as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("id", REGISTERED)
-def test_every_registered_environment_keeps_the_contract(id):
-    report = checked(id)
+@pytest.mark.parametrize("spec", REGISTERED, ids=lambda spec: spec.id)
+def test_every_registered_environment_keeps_the_contract(spec):
+    repeated = "BabyAI" in spec.id and "GoToLocal" not in spec.id
+    slow = repeated or SLOW_TAGS & {*spec.tags}
+    size = {"seeds": range(1 if slow else 3), "concurrency": 4 if slow else 32, "law_s": 1.0}
+    report = checked(spec.id, **size, laws=OF_A_LEVEL if repeated else ())
     assert report.ok, str(report)
+    replayed = check_replay(spec.id, seeds=range(2), concurrency=2)
+    assert replayed.status == "pass", replayed
 
 
-@pytest.mark.parametrize("make", [Guess, Parrot, lambda: Guess(actions="command")])
-def test_the_small_environments_of_the_tests_keep_the_contract(make):
-    report = check_env(make)
-    assert report.ok, str(report)
-    assert len(report.checks) == 17
-
-
-class SeedsGlobally(Guess):
-    def setup(self, task, rng):
-        random.seed(5)
-        return super().setup(task, rng)
-
-
-class DrawsGlobally(Guess):
-    def setup(self, task, rng):
-        np.random.random()
-        return super().setup(task, rng)
-
-
-class ReliesOnGlobal(Guess):
-    def setup(self, task, rng):
-        state = random.getstate()
-        rng = random.Random(random.random())
-        random.setstate(state)
-        return super().setup(task, rng)
-
-
-class CountsEpisodes(Guess):
-    def setup(self, task, rng):
-        self.count = getattr(self, "count", 0) + 1
-        return super().setup(task, rng) + f" Round {self.count}."
-
-
-class SharesState(Guess):
-    secrets: list = []  # noqa: RUF012  the defect under test
-
-    def setup(self, task, rng):
-        opening = super().setup(task, rng)
-        self.secrets.append(self.secret)
-        return opening
-
-    @tool
-    def look(self, number: int) -> str:
-        """Compare with whatever secret came last, whoever drew it."""
-        return "higher" if number < self.secrets[-1] else "lower"
-
-
-class IgnoresSeed(Guess):
-    def tasks(self, split):
-        return [Secret(index=self.splits.index(split)), *super().tasks(split)]
-
-    def begin(self, seed, options):
-        options = dict(options or {})
-        if "task" not in options:
-            options["task"] = self.tasks("train")[0]
-        return super().begin(seed, options)
-
-
-class Raises(Guess):
-    def respond(self, action):
-        if action == '"':
-            raise ValueError("unbalanced")
-        return super().respond(action)
-
-
-class Rambles(Guess):
-    def _complaint(self, code, why, tool=None):
-        return f"ToolError[{code}] " + "x" * 1000
-
-
-class NeverEnds(Guess):
-    max_errors = 10**9
-
-    def __init__(self):
-        super().__init__()
-        self.max_turns = 10**9
-
-
-class PaysForForm(Guess):
-    @reward(weight=0.1)
-    def polite(self, episode):
-        return float(not episode.errors)
-
-
-class PaysTooMuch(Guess):
-    @reward(weight=3.0)
-    def bonus(self, episode):
-        return float(self.answer == self.secret)
-
-
-class PaysNothingForRight(Guess):
-    def expert(self):
-        return self.call_text("submit", number=0)
-
-
-class GradesWithNan(Guess):
-    @reward()
-    def broken(self, episode):
-        return float("nan")
-
-
-class Overlaps(Guess):
-    def tasks(self, split):
-        return [Secret(index=i) for i in range(5)]
-
-
-class ShufflesTasks(Guess):
-    def tasks(self, split):
-        tasks = list(super().tasks(split))
-        random.Random(id(self)).shuffle(tasks)
-        return tasks
-
-
-class TuplesInTask(Guess):
-    def tasks(self, split):
-        return [Odd(index=7 * self.splits.index(split))]
-
-    Task = Secret
-
-
-class Odd(Secret):
-    """A task that forgets a field on its way to JSON."""
-
-    def to_json(self):
-        return {"index": self.index + 1}
-
-
-class ForgetsTask(Guess):
-    def begin(self, seed, options):
-        return super().begin(seed, {})
-
-
-class ClosesOnce(Guess):
-    def close(self):
-        del self.format
-
-
-class ForgetsHalf(Guess):
-    def snapshot(self):
-        return f"{self.secret} {self.turn}".encode()
-
-    def restore(self, saved):
-        if not self._running:
-            self.reset(seed=99)
-        self.secret, self.turn = map(int, saved.split())
-
-
-class SaysItIsFast(Guess):
-    def respond(self, action):
-        time.sleep(0.03)
-        return super().respond(action)
-
-
-class LacksInfo(Guess):
-    def step(self, action):
-        *head, info = super().step(action)
-        info.pop("success", None)
-        return *head, info
-
-
-class SaysNothing(Guess):
-    def setup(self, task, rng):
-        super().setup(task, rng)
-        return ""
-
-
-class ReturnsTuples(Guess):
-    def reset(self, **kwargs):
-        super().reset(**kwargs)
-        return ("not", "text"), {}
-
-
-class PartsDoNotAddUp(TextEnv):
-    def tasks(self, split):
-        return [Task(hidden={"split": split})]
-
-    def setup(self, task, rng):
-        return "go"
-
-    def respond(self, action):
-        return "again"
-
-    def step(self, action):
-        observation, _, *flags, info = super().step(action)
-        return observation, 0.01, *flags, info
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("env", "law"),
-    [
-        (SeedsGlobally, "global randomness untouched"),
-        (DrawsGlobally, "global randomness untouched"),
-        (ReliesOnGlobal, "global randomness untouched"),
-        (CountsEpisodes, "seeds are honoured"),
-        (SharesState, "isolated from other environments"),
-        (IgnoresSeed, "seeds differ"),
-        (Raises, "malformed actions are answered"),
-        (Rambles, "malformed actions are answered"),
-        (NeverEnds, "episodes end"),
-        (PaysForForm, "no reward without trying"),
-        (PaysTooMuch, "rewards stay in range"),
-        (PaysNothingForRight, "expert is accepted"),
-        (GradesWithNan, "rewards stay in range"),
-        (PartsDoNotAddUp, "rewards stay in range"),
-        (Overlaps, "splits are disjoint"),
-        (ShufflesTasks, "splits are disjoint"),
-        (TuplesInTask, "tasks survive json"),
-        (ForgetsTask, "tasks survive json"),
-        (ClosesOnce, "closes twice"),
-        (ForgetsHalf, "snapshots restore"),
-        (LacksInfo, "info is complete"),
-        (SaysNothing, "info is complete"),
-        (ReturnsTuples, "gymnasium accepts"),
-    ],
+    "spec", [spec for spec in REGISTERED if SLOW_TAGS & {*spec.tags}], ids=lambda spec: spec.id
 )
+def test_thirty_two_slow_environments_at_once_keep_the_contract(spec):
+    report = checked(spec.id, seeds=range(2), concurrency=32, law_s=2.0)
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("make", [Guess, Parrot, lambda **more: Guess(actions="command", **more)])
+def test_the_small_environments_of_the_tests_keep_the_contract(make):
+    report = check_env(make, adversary=True)
+    assert report.ok, str(report)
+    assert [check.name for check in report.checks] == [name_of(law) for law in (*LAWS, *ADVERSARY)]
+
+
+def test_every_law_is_shown_to_fail_by_an_environment_that_breaks_it():
+    shown = {law for _, law in BROKEN} | {"fast is fast"}
+    assert shown == {name_of(law) for law in (*LAWS, *ADVERSARY)} | {NAME}
+
+
+@pytest.mark.parametrize(("env", "law"), BROKEN, ids=lambda part: getattr(part, "__name__", part))
 def test_a_broken_law_is_found_and_says_how_to_mend_it(env, law):
-    report = check_env(env, seeds=range(4), concurrency=3)
-    failed = {check.name: check for check in report.failures}
-    assert not report.ok and law in failed, str(report)
-    assert failed[law].detail and failed[law].mend
+    if law == NAME:
+        check = check_replay(env, seeds=range(4), concurrency=2)
+    else:
+        (check,) = check_env(env, seeds=range(4), concurrency=4, laws=[law]).checks
+    assert (check.name, check.status) == (law, "fail"), check
+    assert check.detail and check.mend
 
 
 def test_an_environment_that_is_slow_must_not_say_that_it_is_fast():
     with pytest.raises(Broken, match="the quickest step took"):
         fast_is_fast(Subject("slow", SaysItIsFast, [0], 2))
+
+
+def test_a_law_that_hangs_is_given_up_named_and_placed_and_the_others_are_not_waited_for():
+    began = time.monotonic()
+    report = check_env(HangsInStep, deadline_s=1.0)
+    assert time.monotonic() - began < 20
+    late = [check for check in report.checks if check.overdue]
+    assert [check.name for check in late] == ["gymnasium accepts", "info is complete"]
+    assert "not done after 1 s in broken_envs.py:" in late[1].detail and "(look)" in late[1].detail
+    assert {check.status for check in report.checks} == {"fail", "skip"}
+
+
+def test_an_environment_that_hangs_at_its_start_is_reported_as_such():
+    (check,) = check_env(HangsAtReset, deadline_s=0.5).checks
+    assert (check.name, check.overdue, check.status) == ("starts", True, "fail")
+    assert "in broken_envs.py:" in check.detail
+
+
+def test_what_no_other_process_can_make_is_skipped_with_the_reason():
+    (check,) = check_env(lambda: Guess(), laws=["same in another process"]).checks
+    assert check.status == "skip" and "give an id" in check.detail
+    (check,) = check_env(Hidden.Inner, laws=["same in another process"]).checks
+    assert check.status == "skip"
+
+
+@pytest.mark.parametrize(
+    ("env", "cause"),
+    [
+        (HashesNames, "hash()"),
+        (OrdersBySet, "a set"),
+        (KnowsTheDay, "time"),
+        (IsNamedByChance, "id"),
+    ],
+)
+def test_what_differs_between_processes_is_put_down_to_its_cause(env, cause):
+    (check,) = check_env(env, seeds=range(2), laws=["same in another process"]).checks
+    assert cause in check.mend.partition(":")[0]
+
+
+def test_an_environment_that_reads_the_time_through_its_tape_keeps_every_law():
+    report = check_env(TellsTheTime, seeds=range(3), concurrency=3)
+    assert report.ok, str(report)
+    assert check_replay(TellsTheTime, seeds=range(3)).status == "pass"
+
+
+def test_laws_can_be_chosen_by_name_and_a_wrong_name_finds_the_nearest():
+    (check,) = check_env(Guess, laws=["seeds differ"]).checks
+    assert check.name == "seeds differ"
+    with pytest.raises(UnknownName, match="did you mean 'seeds differ'"):
+        check_env(Guess, laws=["seed differs"])
 
 
 def test_a_report_is_a_table_and_json():

@@ -1,0 +1,65 @@
+"""`turnwise check` as a command: what it prints, how it exits, and that it always does exit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from turnwise.cli.main import main
+from turnwise.envs.probes import ADVERSARY, LAWS, name_of
+
+
+def checked(capsys, *arguments):
+    code = main(["check", *arguments])
+    return code, capsys.readouterr().out
+
+
+def test_all_laws_are_tried_that_of_replay_included(capsys):
+    code, out = checked(capsys, "fakes:Guess", "--adversary", "--concurrency", "32", "--json")
+    report = json.loads(out)
+    assert (code, report["ok"], report["env"]) == (0, True, "fakes:Guess")
+    names = [check["name"] for check in report["checks"]]
+    assert names == [*(name_of(law) for law in (*LAWS, *ADVERSARY)), "records replay"]
+
+
+def test_what_is_broken_is_named_with_what_mends_it_once(capsys):
+    lines = ("seeds are honoured", "global randomness untouched", "seeds differ")
+    code, out = checked(capsys, "broken_envs:CountsEpisodes", "--law", *lines)
+    text = " ".join(out.split())
+    assert code == 2 and "1 broken" in text
+    assert "mend seeds are honoured: take every random choice from self.rng" in text
+
+
+def test_laws_that_rest_on_a_broken_one_are_not_reported_as_broken_too(capsys):
+    code, out = checked(capsys, "broken_envs:CountsEpisodes", "--json")
+    status = {check["name"]: check["status"] for check in json.loads(out)["checks"]}
+    assert code == 2 and status["seeds are honoured"] == "fail"
+    assert status["isolated across threads"] == status["snapshots restore"] == "skip"
+    assert "records replay" not in status
+
+
+def test_one_law_can_be_tried_again_and_so_can_that_of_replay(capsys):
+    for law, code in (("records replay", 2), ("episodes end", 0)):
+        found, out = checked(capsys, "broken_envs:CountsAllEpisodes", "--law", law, "--json")
+        assert (found, [c["name"] for c in json.loads(out)["checks"]]) == (code, [law])
+
+
+def test_checking_an_environment_that_hangs_ends_by_itself_and_says_where_it_hung():
+    command = [sys.executable, "-m", "turnwise.cli.main", "check", "broken_envs:HangsInStep"]
+    began = time.monotonic()
+    done = subprocess.run(
+        [*command, "--deadline", "1", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert time.monotonic() - began < 30
+    late = [check for check in json.loads(done.stdout)["checks"] if check["overdue"]]
+    assert done.returncode == 2 and len(late) == 2
+    assert all("not done after 1 s in broken_envs.py:" in check["detail"] for check in late[1:])
