@@ -178,6 +178,17 @@ class Turn:
     policy_s: float = 0.0
     nondet: tuple[Mapping[str, Any], ...] = ()
     """What the environment read from outside while it answered: time, a network (clock.py)."""
+    label: str = ""
+    """What the teacher would have done here, as text; where it acted, the action itself."""
+    label_ids: tuple[int, ...] = ()
+    """Its tokens, by the student's tokenizer."""
+    label_error: str = ""
+    """Why nothing is to be learnt from the label, or why there is none: `cut`, `no_call`, ..."""
+
+    @property
+    def has_label(self) -> bool:
+        """Whether there is a label to be learnt from."""
+        return bool(self.label_ids) and not self.label_error
 
     def __post_init__(self) -> None:
         if len(self.action_ids) != len(self.logprobs):

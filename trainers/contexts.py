@@ -54,7 +54,7 @@ def message_ids(renderer: Renderer, text: str) -> tuple[tuple[int, ...], int]:
     """
     said = {"role": "user", "content": "x"}
     short = renderer.open([said])  # type: ignore[list-item]
-    long = renderer.open([said, {"role": "user", "content": text}])
+    long = renderer.open([said, {"role": "user", "content": text}])  # type: ignore[list-item]
     shared = next(
         (i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short)
     )

@@ -19,6 +19,7 @@ from typing import ClassVar
 
 from turnwise.envs.builtin import arithmetic
 from turnwise.envs.builtin.word_problems import GOODS, PEOPLE, Problem, make_problem
+from turnwise.envs.knobs import span, within
 from turnwise.envs.seeds import derive
 from turnwise.envs.task_range import TaskRange
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
@@ -65,14 +66,9 @@ class Calculator(ToolEnv):
         actions: str = "command",
     ) -> None:
         super().__init__(actions=actions)
-        low, high = (steps, steps) if isinstance(steps, int) else (steps[0], steps[1])
-        if not 1 <= low <= high <= MAX_STEPS:
-            raise ValueError(f"steps must lie in 1..{MAX_STEPS}, least before most, got {steps!r}")
-        if not 1 <= digits <= 4:
-            raise ValueError(f"digits must lie in 1..4, got {digits}")
-        if not 0 <= asides <= 4:
-            raise ValueError(f"asides must lie in 0..4, got {asides}")
-        self.steps, self.digits, self.asides = (low, high), digits, asides
+        self.steps = span("steps", steps, 1, MAX_STEPS)
+        self.digits = within("digits", digits, 1, 4)
+        self.asides = within("asides", asides, 0, 4)
 
     def tasks(self, split: str) -> Sequence[Question]:
         """Return the problems of a split, made on demand; difficulties take turns."""

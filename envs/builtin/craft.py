@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from turnwise.envs.builtin.craft_world import MADE, RAW, World, make_world, next_piece
+from turnwise.envs.knobs import span, within
 from turnwise.envs.seeds import derive
 from turnwise.envs.task_range import TaskRange
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
@@ -77,11 +78,10 @@ class Craft(ToolEnv):
         actions: str = "command",
     ) -> None:
         super().__init__(actions=actions)
-        self.depths = _depths(depth)
-        _refuse_outside("inputs", inputs, 1, 4)
-        _refuse_outside("amount", amount, 1, 3)
-        _refuse_outside("distractors", distractors, 0, 20)
-        self.inputs, self.amount, self.distractors = inputs, amount, distractors
+        self.depths = span("depth", depth, 1, MAX_DEPTH)
+        self.inputs = within("inputs", inputs, 1, 4)
+        self.amount = within("amount", amount, 1, 3)
+        self.distractors = within("distractors", distractors, 0, 20)
         self.told, self.slack = told, slack
 
     def tasks(self, split: str) -> Sequence[Order]:
@@ -217,18 +217,6 @@ class Craft(ToolEnv):
 
 def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{n} {thing}" for thing, n in sorted(counts.items()) if n)
-
-
-def _refuse_outside(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must lie in {low}..{high}, got {value}")
-
-
-def _depths(depth: int | Sequence[int]) -> tuple[int, int]:
-    low, high = (depth, depth) if isinstance(depth, int) else (int(depth[0]), int(depth[1]))
-    if not 1 <= low <= high <= MAX_DEPTH:
-        raise ValueError(f"depth must lie in 1..{MAX_DEPTH}, least before most, got {depth!r}")
-    return low, high
 
 
 def task_world(task: Order) -> World:

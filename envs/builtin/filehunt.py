@@ -29,6 +29,7 @@ from turnwise.envs.builtin.filehunt_world import (
     World,
     make_world,
 )
+from turnwise.envs.knobs import span, within
 from turnwise.envs.seeds import derive
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
 from turnwise.envs.tools import ToolFailed, metric, reward, tool
@@ -81,10 +82,9 @@ class FileHunt(ToolEnv):
         actions: str = "command",
     ) -> None:
         super().__init__(actions=actions)
-        self.depths = _depths(depth)
-        self.siblings, self.decoys, self.slack = siblings, decoys, slack
-        if not 1 <= siblings <= 8:
-            raise ValueError(f"siblings must lie in 1..8, got {siblings}")
+        self.depths = span("depth", depth, 1, MAX_DEPTH)
+        self.siblings = within("siblings", siblings, 1, 8)
+        self.decoys, self.slack = decoys, slack
         if not 0 <= tool_failure < 1:
             raise ValueError(f"tool_failure is a probability below 1, got {tool_failure}")
         self.tool_failure = tool_failure
@@ -245,13 +245,6 @@ def task_world(task: Hunt) -> World:
     """Return the world of a task."""
     rng = random.Random(derive("filehunt", json.dumps(task.to_json(), sort_keys=True)))
     return make_world(rng, task.depth, siblings=task.siblings, decoys=task.decoys)
-
-
-def _depths(depth: int | Sequence[int]) -> tuple[int, int]:
-    low, high = (depth, depth) if isinstance(depth, int) else (int(depth[0]), int(depth[1]))
-    if not 1 <= low <= high <= MAX_DEPTH:
-        raise ValueError(f"depth must lie in 1..{MAX_DEPTH}, least before most, got {depth!r}")
-    return low, high
 
 
 class _Hunts(Sequence[Hunt]):

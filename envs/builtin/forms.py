@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 from turnwise.envs.builtin import forms_world
 from turnwise.envs.builtin.forms_world import Sheet, World, make_world
+from turnwise.envs.knobs import span, within
 from turnwise.envs.seeds import derive
 from turnwise.envs.task_range import TaskRange
 from turnwise.envs.tool_env import EpisodeView
@@ -85,15 +86,10 @@ class Forms(WebEnv):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        least, most = (pages, pages) if isinstance(pages, int) else (int(pages[0]), int(pages[1]))
-        if not 1 <= least <= most <= 6:
-            raise ValueError(f"pages must lie in 1..6, least before most, got {pages!r}")
-        self.pages, self.slack = (least, most), slack
-        limits = {"fields": (fields, 1, 6), "distractors": (distractors, 0, 12)}
-        limits |= {"optional": (optional, 0, 3), "slack": (slack, 0, 1000)}
-        for name, (value, low, high) in limits.items():
-            if not low <= value <= high:
-                raise ValueError(f"{name} must lie in {low}..{high}, got {value}")
+        self.pages, self.slack = span("pages", pages, 1, 6), within("slack", slack, 0, 1000)
+        within("fields", fields, 1, 6)
+        within("distractors", distractors, 0, 12)
+        within("optional", optional, 0, 3)
         self._fields: dict[str, Any] = {"fields": fields, "distractors": distractors}
         self._fields |= {"strict": strict, "optional": optional}
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turnwise.envs.builtin import mend_text
+from turnwise.envs.knobs import within
 from turnwise.envs.names import UnknownName, hint
 from turnwise.envs.sandbox_env import SandboxEnv
 from turnwise.envs.tool_env import EpisodeView
@@ -41,8 +42,8 @@ class Mend(SandboxEnv):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        refuse_outside("shaping", shaping, 0, 1)
-        refuse_outside("slack", slack, 0, 1000)
+        within("shaping", shaping, 0, 1)
+        within("slack", slack, 0, 1000)
         self.line_numbers, self.shaping, self.slack = line_numbers, shaping, slack
 
     def begin_mend(
@@ -202,12 +203,6 @@ class Mend(SandboxEnv):
             known = mend_text.nearest(name, [*self.files, *self.read_only])
             raise ToolFailed(f"no file {path[:60]!r}; {known}")
         return name, text
-
-
-def refuse_outside(name: str, value: float, low: int, high: int) -> None:
-    """Raise `ValueError` unless an argument lies between two bounds, both included."""
-    if not low <= value <= high:
-        raise ValueError(f"{name} must lie in {low}..{high}, got {value!r}")
 
 
 def known_names(what: str, names: Sequence[str], known: Mapping[str, Any]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from functools import reduce
 from operator import xor
 from typing import Any, ClassVar
 
+from turnwise.envs.knobs import share, span, within
 from turnwise.envs.multi_agent import MultiAgentEnv
 from turnwise.envs.names import UnknownName, hint
 from turnwise.envs.seat import OtherPolicy, SingleAgentEnv
@@ -68,15 +69,12 @@ class Nim(MultiAgentEnv):
         actions: str = "command",
     ) -> None:
         super().__init__(actions=actions)
-        low, high = (piles, piles) if isinstance(piles, int) else (int(piles[0]), int(piles[1]))
-        if not 2 <= low <= high <= 6:
-            raise ValueError(f"piles must lie in 2..6, least before most, got {piles!r}")
-        if not 3 <= sticks <= 15:
-            raise ValueError(f"sticks must lie in 3..15, got {sticks}")
+        self.counts = span("piles", piles, 2, 6)
+        self.sticks = within("sticks", sticks, 3, 15)
         if winner not in self.agents:
             raise UnknownName(f"no agent {winner!r}; {hint(winner, self.agents)}")
-        self.counts, self.sticks, self.winner = (low, high), sticks, winner
-        self.max_turns = 2 * high * sticks
+        self.winner = winner
+        self.max_turns = 2 * self.counts[1] * sticks
         for split in self.splits:
             self._drawn(split, 0)
 
@@ -181,8 +179,7 @@ class NimSeat(SingleAgentEnv):
         sticks: int = 9,
         actions: str = "command",
     ) -> None:
-        if not 0 <= blunder <= 1:
-            raise ValueError(f"blunder is a probability, got {blunder}")
+        share("blunder", blunder)
         game: Any = Nim(piles=piles, sticks=sticks, winner=seat, actions=actions)
         (other,) = (name for name in game.agents if name != seat)
         super().__init__(game, agent=seat, others={other: opponent(game, blunder)})

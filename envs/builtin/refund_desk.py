@@ -33,6 +33,7 @@ from turnwise.envs.builtin.refund_desk_shop import (
 from turnwise.envs.builtin.refund_desk_tasks import MAX_LEVEL, MAX_REQUESTS, MAX_USERS, Ticket
 from turnwise.envs.builtin.refund_desk_tools import DeskTools
 from turnwise.envs.builtin.refund_desk_user import Customer
+from turnwise.envs.knobs import share, span, within
 from turnwise.envs.task_range import TaskRange
 from turnwise.envs.tool_env import EpisodeView
 from turnwise.envs.tools import reward
@@ -119,14 +120,13 @@ class RefundDesk(DeskTools):
         max_turns: int | None = None,
     ) -> None:
         super().__init__(actions=actions, max_turns=max_turns)
-        self.requests = _range("requests", requests, MAX_REQUESTS)
-        self.rules = _range("rules", rules, MAX_LEVEL)
-        self.forbidden = _share("forbidden", forbidden)
-        self.cooperative = _share("cooperative", cooperative)
-        self.fickle = _share("fickle", fickle)
-        if not 2 <= users <= MAX_USERS:
-            raise ValueError(f"users must lie in 2..{MAX_USERS}, got {users}")
-        self.users, self.terse, self.slack = users, terse, slack
+        self.requests = span("requests", requests, 1, MAX_REQUESTS)
+        self.rules = span("rules", rules, 1, MAX_LEVEL)
+        self.forbidden = share("forbidden", forbidden)
+        self.cooperative = share("cooperative", cooperative)
+        self.fickle = share("fickle", fickle)
+        self.users = within("users", users, 2, MAX_USERS)
+        self.terse, self.slack = terse, slack
         self._own_limit = max_turns is None
 
     def tasks(self, split: str) -> Sequence[Ticket]:
@@ -189,16 +189,3 @@ class RefundDesk(DeskTools):
         """Hash what was changed, what the customer has said and what was looked up."""
         seen = self.notes.state()
         return digest([self.task.key, self.db.changes, self.customer.state(), seen])
-
-
-def _range(name: str, value: int | Sequence[int], most: int) -> tuple[int, int]:
-    low, high = (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-    if not 1 <= low <= high <= most:
-        raise ValueError(f"{name} must lie in 1..{most}, least before most, got {value!r}")
-    return low, high
-
-
-def _share(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is a probability from 0 to 1, got {value}")
-    return float(value)

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
-from turnwise.envs.builtin.mend import Mend, refuse_outside
+from turnwise.envs.builtin.mend import Mend
 from turnwise.envs.builtin.repo_files import read_folder, texts, without_tests
 from turnwise.envs.builtin.repo_guard import objection
 from turnwise.envs.builtin.repo_sample import FILES
 from turnwise.envs.builtin.repo_suite import Folder, Results
 from turnwise.envs.builtin.repo_world import Mutant, Repo, explore
+from turnwise.envs.knobs import within
 from turnwise.envs.seeds import derive
 from turnwise.envs.tools import ToolFailed, tool
 from turnwise.envs.types import Task, digest
@@ -76,10 +77,10 @@ class RepoRepair(Mend):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        refuse_outside("timeout_s", timeout_s, 0, 600)
-        refuse_outside("per_function", per_function, 1, 100)
-        refuse_outside("max_functions", max_functions, 3, 10_000)
-        refuse_outside("hide", hide, 0, 1)
+        within("timeout_s", timeout_s, 0, 600)
+        within("per_function", per_function, 1, 100)
+        within("max_functions", max_functions, 3, 10_000)
+        within("hide", hide, 0, 1)
         sample = {path: text.encode() for path, text in FILES.items()}
         self._contents = read_folder(repo) if repo else sample
         self.test_command, self.timeout_s, self.hide = test_command, timeout_s, hide

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from turnwise.envs.builtin import shop_goods as goods
 from turnwise.envs.builtin.shop_expert import next_action
 from turnwise.envs.builtin.shop_world import World, make_world
+from turnwise.envs.knobs import span, within
 from turnwise.envs.seeds import derive
 from turnwise.envs.task_range import TaskRange
 from turnwise.envs.tool_env import EpisodeView
@@ -96,14 +97,14 @@ class Shop(WebEnv):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.items, self.depths = _span("items", items, 1, 4), _span("depth", depth, 0, 3)
-        _within("constraints", constraints, 1, 5)
-        _within("distractors", distractors, 0, 8)
-        _within("per_page", per_page, 2, 24)
-        _within("slack", slack, 0, 1000)
+        self.items, self.depths = span("items", items, 1, 4), span("depth", depth, 0, 3)
+        within("constraints", constraints, 1, 5)
+        within("distractors", distractors, 0, 8)
+        within("per_page", per_page, 2, 24)
+        within("slack", slack, 0, 1000)
         self.filters, self.slack = filters, slack
         least = self.items[1] * max((self.depths[1] + 1) * per_page, distractors + 1)
-        _within("products", products, 8, 480)
+        within("products", products, 8, 480)
         if products < least:
             raise ValueError(
                 f"products must be at least {least} for items={items}, depth={depth}, "
@@ -182,15 +183,3 @@ def expert_turns(world: World, task: Errand) -> int:
     per_item = sum(6 + task.depth + bool(goal.size) for goal in world.goals)
     address = 5 if world.address == "new" else 1
     return per_item + address + 5 + bool(world.coupon) + world.gift
-
-
-def _within(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must lie in {low}..{high}, got {value}")
-
-
-def _span(name: str, value: int | Sequence[int], low: int, high: int) -> tuple[int, int]:
-    least, most = (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-    if not low <= least <= most <= high:
-        raise ValueError(f"{name} must lie in {low}..{high}, least before most, got {value!r}")
-    return least, most

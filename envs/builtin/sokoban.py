@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import ClassVar, Literal
 
 from turnwise.envs.builtin.sokoban_world import Boxes, Cell, Level, make_level, solve, step
+from turnwise.envs.knobs import span, within
 from turnwise.envs.seeds import derive
 from turnwise.envs.task_range import TaskRange
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
@@ -67,14 +68,8 @@ class Sokoban(ToolEnv):
         actions: str = "command",
     ) -> None:
         super().__init__(actions=actions)
-        _refuse_outside("size", size, 5, 8)
-        _refuse_outside("boxes", boxes, 1, 3)
-        low, high = (pushes, pushes) if isinstance(pushes, int) else (pushes[0], pushes[1])
-        if not 1 <= low <= high <= MAX_PUSHES:
-            raise ValueError(
-                f"pushes must lie in 1..{MAX_PUSHES}, least before most, got {pushes!r}"
-            )
-        self.size, self.boxes, self.pushes, self.slack = size, boxes, (low, high), slack
+        self.size, self.boxes = within("size", size, 5, 8), within("boxes", boxes, 1, 3)
+        self.pushes, self.slack = span("pushes", pushes, 1, MAX_PUSHES), slack
 
     def tasks(self, split: str) -> Sequence[Puzzle]:
         """Return the levels of a split, made on demand; difficulties take turns."""
@@ -161,8 +156,3 @@ def task_level(task: Puzzle) -> Level:
     """Return the level of a task."""
     text = json.dumps(task.to_json(), sort_keys=True)
     return _level(text, task.size, task.boxes, task.pushes)
-
-
-def _refuse_outside(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must lie in {low}..{high}, got {value}")

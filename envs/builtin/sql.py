@@ -17,6 +17,7 @@ from turnwise.envs.builtin.sql_box import Database, QueryFailed, Result
 from turnwise.envs.builtin.sql_questions import DEPTHS
 from turnwise.envs.builtin.sql_tasks import SqlWorld, make_world
 from turnwise.envs.builtin.sql_world import SCHEMAS
+from turnwise.envs.knobs import span, within
 from turnwise.envs.names import UnknownName, hint
 from turnwise.envs.task_range import TaskRange
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
@@ -83,14 +84,10 @@ class Sql(ToolEnv):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.depths, self.schemas, self.size = _depths(depth), _known(schemas), size
-        if not 6 <= size <= 40:
-            raise ValueError(f"size must lie in 6..40, got {size}")
-        if not 1 <= max_rows <= 100 or slack < 0:
-            raise ValueError(
-                f"max_rows must lie in 1..100 and slack not below 0, got {max_rows} and {slack}"
-            )
-        self.schema_shown, self.max_rows, self.slack = schema_shown, max_rows, slack
+        self.depths, self.schemas = span("depth", depth, 1, len(DEPTHS)), _known(schemas)
+        self.size = within("size", size, 6, 40)
+        self.schema_shown, self.max_rows = schema_shown, within("max_rows", max_rows, 1, 100)
+        self.slack = within("slack", slack, 0, 1000)
 
     def tasks(self, split: str) -> Sequence[Asked]:
         """Return the questions of a split, made on demand; depths take turns."""
@@ -243,13 +240,6 @@ def same(result: Result, expected: Sequence[Sequence[Any]], *, ordered: bool) ->
 def _plain(row: Sequence[Any]) -> tuple[Any, ...]:
     """Return a row so that 2 and 2.0 are equal, and 2 and '2' are not."""
     return tuple(round(float(v), 6) + 0.0 if isinstance(v, int | float) else v for v in row)
-
-
-def _depths(depth: int | Sequence[int]) -> tuple[int, int]:
-    low, high = (depth, depth) if isinstance(depth, int) else (int(depth[0]), int(depth[1]))
-    if not 1 <= low <= high <= len(DEPTHS):
-        raise ValueError(f"depth must lie in 1..{len(DEPTHS)}, least before most, got {depth!r}")
-    return low, high
 
 
 def _known(schemas: Sequence[str]) -> tuple[str, ...]:

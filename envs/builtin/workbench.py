@@ -22,6 +22,7 @@ from turnwise.envs.builtin.workbench_grade import repairs, wrongs
 from turnwise.envs.builtin.workbench_maker import ANIMALS
 from turnwise.envs.builtin.workbench_tasks import TEMPLATES, Chore, make_desk
 from turnwise.envs.builtin.workbench_tools import BenchTools, key_of
+from turnwise.envs.knobs import span, within
 from turnwise.envs.task_range import TaskRange
 from turnwise.envs.tool_env import EpisodeView
 from turnwise.envs.tools import reward
@@ -77,16 +78,9 @@ class Workbench(BenchTools):
         max_turns: int | None = None,
     ) -> None:
         super().__init__(actions=actions, max_turns=max_turns)
-        low, high = (depth, depth) if isinstance(depth, int) else (int(depth[0]), int(depth[1]))
-        if not 1 <= low <= high <= MAX_DEPTH:
-            raise ValueError(f"depth must lie in 1..{MAX_DEPTH}, least before most, got {depth!r}")
-        for name, value, most in (
-            ("distractors", distractors, MAX_DISTRACTORS),
-            ("inbox", inbox, MAX_INBOX),
-        ):
-            if not 0 <= value <= most:
-                raise ValueError(f"{name} must lie in 0..{most}, got {value}")
-        self.distractors, self.inbox, self.slack = distractors, inbox, slack
+        low, high = span("depth", depth, 1, MAX_DEPTH)
+        self.distractors = within("distractors", distractors, 0, MAX_DISTRACTORS)
+        self.inbox, self.slack = within("inbox", inbox, 0, MAX_INBOX), slack
         self.templates = [
             template.__name__ for level in range(low, high + 1) for template in TEMPLATES[level]
         ]
