@@ -213,7 +213,7 @@ def _alone(subject: Subject, seeds: list[int]) -> tuple[dict[int, Played], float
         with subject.open() as env:
             episodes[seed] = play(env, seed)
         slowest = max(slowest, time.perf_counter() - began)
-    return episodes, max(2.0, 4 * slowest)
+    return episodes, max(8.0, 6 * slowest)
 
 
 def _plant(env: Env, fault: Callable[..., Any]) -> Env:
