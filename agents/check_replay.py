@@ -20,7 +20,9 @@ from turnwise.agents.rollout import Settings, play
 from turnwise.envs.base import Env
 from turnwise.envs.check import Check, maker_of
 from turnwise.envs.fuzz import mixed_agent
-from turnwise.envs.probes.deadline import Overdue, within
+from turnwise.envs.playing import Broken
+from turnwise.envs.probes.blame import NOT_ITS_FAULT, told
+from turnwise.envs.probes.deadline import Overdue, limited
 from turnwise.envs.seeds import derive
 from turnwise.envs.types import Episode, Outcome
 
@@ -61,11 +63,15 @@ def check_replay(
         return Check(NAME, status, detail, mend, round(time.perf_counter() - began, 3))
 
     try:
-        wrong, replayed = within(deadline_s, lambda: _replay(make, len(seeds), concurrency))
+        wrong, replayed = limited(deadline_s, lambda: _replay(make, len(seeds), concurrency))
     except Overdue as where:
         return check("fail", f"not done after {deadline_s:g} s{where}", "a step must end by itself")
-    except ValueError as error:
-        return check("fail", f"it cannot be recorded: {error}", _MEND)
+    except Broken as broken:
+        return check("fail", str(broken), broken.mend)
+    except NOT_ITS_FAULT:
+        raise
+    except (Exception, SystemExit) as error:
+        return check("fail", *told(error))
     return check("fail", wrong, _MEND) if wrong else check("pass", f"{replayed} episodes")
 
 
@@ -75,7 +81,7 @@ def _replay(make: Callable[..., Env], count: int, concurrency: int) -> tuple[str
         path = Path(folder) / "episodes.jsonl"
         with RecordWriter(path) as record:
             for episode in _episodes(make, count, concurrency):
-                record.append(episode)
+                _append(record, episode)
         end, replayed = time.monotonic() + SECONDS, 0
         for row in read_records(path):
             if wrong := _wrong(row.episode, make):
@@ -84,6 +90,13 @@ def _replay(make: Callable[..., Env], count: int, concurrency: int) -> tuple[str
             if time.monotonic() > end:
                 break
     return "", replayed
+
+
+def _append(record: RecordWriter, episode: Episode) -> None:
+    try:
+        record.append(episode)
+    except ValueError as error:
+        raise Broken(str(error), _MEND) from error
 
 
 def _wrong(episode: Episode, make: Callable[..., Env]) -> str:

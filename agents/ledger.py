@@ -55,6 +55,12 @@ class Ledger:
         return None if self.limit is None else self.limit - len(self.ids)
 
     @property
+    def prompt(self) -> list[int]:
+        """What the next action follows; the one that no `turn` took yet is left out."""
+        own = 0 if self._sampled is None else len(self._sampled["action_ids"])
+        return self.ids[: len(self.ids) - own]
+
+    @property
     def sha(self) -> str:
         """`Segment.sha` of the current segment: ids and loss mask up to the last action."""
         end = self._seen

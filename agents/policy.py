@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
-from turnwise.agents.engines.base import Engine, GenRequest, Sampling
+from turnwise.agents.engines.base import Engine, GenOutput, GenRequest, Sampling
 from turnwise.agents.ledger import ContextFull, Ledger
 from turnwise.agents.renderer import Renderer
 from turnwise.envs.base import Env
@@ -90,6 +90,7 @@ class LLMPolicy:
         renderer: messages to tokens for the engine's model.
         temperature: of sampling; 0 is greedy.
         max_new_tokens: per action.
+        executor: who is on record as having acted; policy gradients are for the student alone.
     """
 
     def __init__(
@@ -99,28 +100,32 @@ class LLMPolicy:
         *,
         temperature: float = 1.0,
         max_new_tokens: int = 64,
+        executor: Executor = "student",
     ) -> None:
         self.engine, self.renderer, self.temperature = engine, renderer, temperature
+        self.executor: Executor = executor
         self.sampling = Sampling(max_new_tokens, temperature, renderer.stop_ids)
         self._asked: dict[str, Seat] = {}
         self._full: deque[Seat] = deque()
 
     def submit(self, seat: Seat, news: Sequence[Message]) -> None:
         """Render what is new and queue a request for it."""
-        if not read(seat, self.renderer, news) or (room := self._room(seat.ledger)) < 1:
+        if not read(seat, self.renderer, news) or (room := self.room(seat.ledger)) < 1:
             self._full.append(seat)
             return
-        limit = min(self.sampling.max_tokens, room)
-        sampling = Sampling(limit, self.temperature, self.sampling.stop_ids)
         self._asked[seat.key] = seat
         seed = seat.seed * 4096 + seat.turn
-        self.engine.submit(GenRequest(seat.key, seat.ledger.ids, sampling, seed))
+        self.engine.submit(GenRequest(seat.key, seat.ledger.ids, self.at_most(room), seed))
 
     def poll(self) -> list[tuple[Seat, Reply]]:
         """Advance the engine by one step."""
-        replies = [(seat, Reply("", full=True)) for seat in self._full]
+        return self.take(self.engine.poll() if self._asked else ())
+
+    def take(self, outputs: Iterable[GenOutput]) -> list[tuple[Seat, Reply]]:
+        """Write what the engine sampled into the ledgers and return it as actions."""
+        replies = [(seat, Reply("", self.executor, full=True)) for seat in self._full]
         self._full.clear()
-        for output in self.engine.poll() if self._asked else ():
+        for output in outputs:
             seat = self._asked.pop(output.session)
             seat.ledger.sampled(
                 output.token_ids,
@@ -129,10 +134,15 @@ class LLMPolicy:
                 output.versions[-1][0] if output.versions else 0,
                 temperature=self.temperature or 1.0,
             )
-            replies.append((seat, Reply(self.renderer.action_text(output.token_ids))))
+            text = self.renderer.action_text(output.token_ids)
+            replies.append((seat, Reply(text, self.executor)))
         return replies
 
-    def _room(self, ledger: Ledger) -> int:
+    def at_most(self, room: int) -> Sampling:
+        """Return how to draw an action where `room` tokens fit."""
+        return replace(self.sampling, max_tokens=min(self.sampling.max_tokens, room))
+
+    def room(self, ledger: Ledger) -> int:
         """Tokens that fit into both the ledger and the engine's context."""
         room = self.engine.max_len - len(ledger.ids)
         return room if ledger.room is None else min(room, ledger.room)
@@ -145,6 +155,17 @@ class LLMPolicy:
 
 Act = Callable[[Seat], str]
 """The text of an action, chosen from the seat alone."""
+
+
+def said(seat: Seat, renderer: Renderer | None, text: str, executor: Executor) -> Reply:
+    """Write the tokens of an action that was not sampled, if there is a renderer; return it."""
+    if renderer is not None:
+        ids = renderer.action_ids(text)
+        try:
+            seat.ledger.sampled(ids, [0.0] * len(ids), "stop", 0)
+        except ContextFull:
+            return Reply("", executor, full=True)
+    return Reply(text, executor)
 
 
 class ScriptedPolicy:
@@ -168,15 +189,7 @@ class ScriptedPolicy:
         if self.renderer is not None and not read(seat, self.renderer, news):
             self._ready.append((seat, Reply("", self.executor, full=True)))
             return
-        text = self.act(seat)
-        if self.renderer is not None:
-            ids = self.renderer.action_ids(text)
-            try:
-                seat.ledger.sampled(ids, [0.0] * len(ids), "stop", 0)
-            except ContextFull:
-                self._ready.append((seat, Reply("", self.executor, full=True)))
-                return
-        self._ready.append((seat, Reply(text, self.executor)))
+        self._ready.append((seat, said(seat, self.renderer, self.act(seat), self.executor)))
 
     def poll(self) -> list[tuple[Seat, Reply]]:
         """Return what was chosen since the last call."""

@@ -20,6 +20,7 @@ from turnwise.agents.faults import in_one_line, log, malformed, place
 from turnwise.agents.jobs import Job, jobs_for
 from turnwise.agents.ledger import Ledger
 from turnwise.agents.policy import Policy, Reply, Seat
+from turnwise.agents.prelude import PreludeDiverged, divergence, prelude_policy
 from turnwise.envs.base import Env
 from turnwise.envs.pool import Answer, EnvPool, StepTimeout
 from turnwise.envs.types import Episode, Message, Outcome, Segment, Stop, Turn
@@ -89,6 +90,12 @@ class _Live:
     reply: Reply | None = None
     policy_s: float = 0.0
     nondet: tuple[Any, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def in_prelude(self) -> bool:
+        """The next turn is not yet the agent's."""
+        return self.seat.turn < len(self.job.prelude)
 
     @property
     def thinking(self) -> bool:
@@ -99,6 +106,7 @@ class _Live:
 class _Scheduler:
     def __init__(self, make_env: Callable[[], Env], policy: Policy, settings: Settings) -> None:
         self.policy, self.settings = policy, settings
+        self.prelude = prelude_policy(policy, lambda seat: self.by_key[seat.key].job)
         self.pool = EnvPool(make_env, settings.concurrency, step_timeout_s=settings.step_timeout_s)
         self.free = deque(range(settings.concurrency))
         self.by_index: dict[int, _Live] = {}
@@ -120,7 +128,7 @@ class _Scheduler:
 
     def close(self) -> None:
         for live in list(self.by_index.values()):
-            self.policy.close(live.seat)
+            self._dismiss(live.seat)
         self.pool.close()
 
     def _admit(self) -> None:
@@ -136,7 +144,7 @@ class _Scheduler:
 
     def _poll_policy(self) -> bool:
         try:
-            replies = self.policy.poll()
+            replies = [*self.prelude.poll(), *self.policy.poll()]
         except EngineError as error:
             for live in [live for live in self.by_index.values() if live.thinking]:
                 self._fail(live, error)
@@ -178,7 +186,7 @@ class _Scheduler:
         live.observation, live.state = observation, info.get("state", "")
         live.reply, live.asked = None, time.perf_counter()
         live.seat.messages += news
-        self.policy.submit(live.seat, news)
+        (self.prelude if live.in_prelude else self.policy).submit(live.seat, news)
 
     def _stepped(self, live: _Live, answer: Answer) -> None:
         observation, reward, terminated, truncated, info = answer.value
@@ -188,17 +196,32 @@ class _Scheduler:
             why = f"the reward of turn {live.seat.turn} is {reward!r}; rewards must be finite"
             self._end(live, Outcome.JUDGE_ERROR, Stop.ERROR, error=why)
             return
+        if live.in_prelude:
+            if why := divergence(live.job, live.seat.turn, observation, info.get("state", "")):
+                live.metrics["prelude_diverged"] = 1.0
+                self._fail(live, PreludeDiverged(why))
+                return
+            live.metrics["prelude"] = live.seat.turn + 1.0
         live.turns.append(_turn(live, reply, float(reward), info, answer.seconds))
         live.seat.messages.append(Message(role="assistant", content=reply.text))
         live.seat.turn += 1
         if terminated or truncated:
             self._conclude(live, observation, terminated, info)
-        elif live.seat.turn == self.settings.max_turns:
+        elif self._used_up(live):
             live.observation = observation
             self._end(live, Outcome.TRUNCATED, Stop.MAX_TURNS)
         else:
             news = info.get("messages") or [Message(role="tool", content=observation)]
             self._ask(live, observation, news, info)
+
+    def _used_up(self, live: _Live) -> bool:
+        """Whether a limit of ours is reached; if it is that of the job alone, note it."""
+        job, turn = live.job, live.seat.turn
+        cut = job.max_turns is not None and turn >= len(job.prelude) + job.max_turns
+        spent = self.settings.max_turns is not None and turn >= self.settings.max_turns
+        if cut and not spent:
+            live.metrics["cut"] = 1.0
+        return cut or spent
 
     def _conclude(self, live: _Live, observation: str, terminated: bool, info: Any) -> None:
         live.observation = observation
@@ -231,8 +254,12 @@ class _Scheduler:
         text = in_one_line(error)
         self._end(live, outcome, stop, error=text if machine else text + place(error))
 
+    def _dismiss(self, seat: Seat) -> None:
+        self.prelude.close(seat)
+        self.policy.close(seat)
+
     def _leave(self, live: _Live) -> None:
-        self.policy.close(live.seat)
+        self._dismiss(live.seat)
         del self.by_index[live.index], self.by_key[live.seat.key]
         self.free.append(live.index)
 
@@ -264,7 +291,11 @@ class _Scheduler:
                 success=success and outcome is Outcome.OK,
                 error=error,
                 final_observation=live.observation,
-                metrics={**(metrics or {}), "drift": live.seat.ledger.drift["rewrite"]},
+                metrics={
+                    **(metrics or {}),
+                    "drift": live.seat.ledger.drift["rewrite"],
+                    **live.metrics,
+                },
                 attempts=live.attempt,
                 wall_s=time.monotonic() - live.started,
                 sandbox=getattr(env, "sandbox", ""),

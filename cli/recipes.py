@@ -62,6 +62,7 @@ def _list(rows: list[dict[str, Any]], as_json: bool) -> int:
 
 _DEFAULTS = {
     "credit": "no_credit",
+    "surrogate": "no_policy_gradient",
     "distillation": "None",
     "history": "0",
     "ratio": "token_ratio",
@@ -69,6 +70,8 @@ _DEFAULTS = {
     "kl": "k3",
     "kl_coefficient": "0.0",
     "keep_group": "every_group",
+    "imitation": "None",
+    "curriculum": "None",
 }
 
 

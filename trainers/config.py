@@ -65,6 +65,9 @@ class TrainConfig:
     """Recompute log-probabilities before a step, for an engine that is not exact (`engine_gap`)."""
     seed: int = 0
     """Of everything that is random."""
+    prompt_replay: float = 0.0
+    """Probability that a slot of a batch goes to a task that was lately solved by about half of its
+    attempts, in place of the next one; 0 plays the tasks in their order."""
     first_task: int = 0
     """Index of the first training task, so that two stages need not share any."""
     out: Path = field(default_factory=lambda: Path("runs/train"))
@@ -91,7 +94,7 @@ class TrainConfig:
             raise ValueError(
                 f"temperature must be above 0 to sample what is trained on, got {self.temperature}"
             )
-        for name in ("max_failed", "decay_from"):
+        for name in ("max_failed", "decay_from", "prompt_replay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
         if self.recall is not None:

@@ -10,8 +10,8 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +20,17 @@ from torch import Tensor, nn
 
 from turnwise.agents.engines.functional import base_model
 from turnwise.trainers.batch import Packed, Row, micro_batches, pack, totals_of
-from turnwise.trainers.divergences import Scores
+from turnwise.trainers.divergences import Direct, Scores
 from turnwise.trainers.model import quiet
 from turnwise.trainers.objective import Metrics, cross_entropy, merge, objective
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.scorer import Scorer
-from turnwise.trainers.surrogates import token_mean
+from turnwise.trainers.surrogates import Aggregate, Totals, token_mean
 from turnwise.trainers.teachers import Teacher
 
 MAX_SKIPPED = 3
+LossOf = Callable[[Packed], tuple[Tensor, Metrics]]
+"""A micro-batch to its share of the loss, and its metrics."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -104,12 +106,14 @@ class Learner:
         advantages: np.ndarray,
         recipe: Recipe,
         teacher: Teacher | None = None,
+        shown: Sequence[Row] = (),
     ) -> dict[str, float]:
         """Take one policy-gradient step on `rows`.
 
         Args:
             advantages: float64, indexed by `Row.turn`; rows with an `advantage` have their own.
             teacher: needed for a direct loss.
+            shown: rows to imitate in the same step; both count in the same denominators.
 
         Returns:
             Metrics of the objective, `grad_norm` and `engine_gap`: the largest difference in nats
@@ -125,7 +129,8 @@ class Learner:
             gap = (logprobs_M.detach() - tokens.old_M).abs().max().item()
             return loss, {**metrics, "max_gap": (gap, 1)}
 
-        return self._step(rows, loss_of, advantages, recipe.aggregate)
+        imitated = (shown, partial(self._imitated, direct=None, teacher=None))
+        return self._step([(rows, loss_of), imitated], advantages, recipe.aggregate)
 
     def _forward(
         self, packed: Packed, recipe: Recipe, teacher: Teacher | None
@@ -143,41 +148,73 @@ class Learner:
         scores = Scores(student_MV, teacher_MV, packed.target_M, packed.tokens.old_M)
         return scores.chosen_M, entropy_M, how.direct(scores)
 
-    def imitate(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Take one cross-entropy step on the trained tokens of `rows`, each token alike."""
+    def imitate(
+        self,
+        rows: Sequence[Row],
+        *,
+        aggregate: Aggregate = token_mean,
+        direct: Direct | None = None,
+        teacher: Teacher | None = None,
+        totals: Totals | None = None,
+    ) -> dict[str, float]:
+        """Take one step of imitation on the trained tokens of `rows`.
 
-        def loss_of(packed: Packed) -> tuple[Tensor, Metrics]:
-            return cross_entropy(self.scorer.logprobs(packed), packed.tokens.weight_M)
+        Args:
+            aggregate: weight of a token in the mean; `Row.direct`, where it is given, multiplies.
+            direct: of the tokens' distributions, in place of the cross-entropy of what was shown.
+            teacher: needed for it.
+            totals: denominators, where `rows` are a sample that stands for more.
+        """
+        loss_of = partial(self._imitated, direct=direct, teacher=teacher)
+        return self._step([(rows, loss_of)], None, aggregate, totals)
 
-        return self._step(rows, loss_of, None, token_mean)
+    def _imitated(
+        self, packed: Packed, direct: Direct | None, teacher: Teacher | None
+    ) -> tuple[Tensor, Metrics]:
+        """Return the loss of imitation of a micro-batch, and its metrics."""
+        weight_M = packed.tokens.weight_M
+        if packed.tokens.direct_M is not None:
+            weight_M = weight_M * packed.tokens.direct_M
+        if direct is None:
+            return cross_entropy(self.scorer.logprobs(packed), weight_M)
+        if teacher is None:
+            raise ValueError("imitation by a direct loss needs a teacher that scores tokens")
+        with torch.no_grad():
+            teacher_MV = teacher.logprobs(packed)
+        student_MV = self.log_distribution(packed)
+        scores = Scores(student_MV, teacher_MV, packed.target_M, packed.tokens.old_M)
+        divergence_M = direct(scores)
+        _, metrics = cross_entropy(scores.chosen_M.detach(), weight_M)
+        watched = {"direct_loss": (float(divergence_M.detach().sum()), len(divergence_M))}
+        return (weight_M * divergence_M).sum(), {**metrics, **watched}
 
     def _step(
         self,
-        rows: Sequence[Row],
-        loss_of: Callable[[Packed], tuple[Tensor, Metrics]],
+        parts: Sequence[tuple[Sequence[Row], LossOf]],
         advantages: np.ndarray | None,
-        aggregate: Any,
+        aggregate: Aggregate,
+        totals: Totals | None = None,
     ) -> dict[str, float]:
-        rows = [row for row in rows if row.trained]  # a segment may hold others' turns alone
-        totals = totals_of(rows)
-        if totals.tokens == 0:
+        # A segment may hold others' turns alone.
+        parts = [([row for row in rows if row.trained], loss_of) for rows, loss_of in parts]
+        totals = totals or totals_of([row for rows, _ in parts for row in rows])
+        if not any(rows for rows, _ in parts):
             return {"trained_tokens": 0.0}
-        losses, parts = [], []
-        for some in micro_batches(rows, self.micro_tokens):
-            packed = pack(
-                some,
-                advantages=advantages,
-                aggregate=aggregate,
-                totals=totals,
-                device=self.accelerator.device,
-            )
-            if not len(packed.target_M):
-                continue
-            loss, part = loss_of(packed)
-            self.accelerator.backward(loss)
-            losses.append(loss.item())
-            parts.append(part)
-        metrics = merge(parts)
+        losses, seen = [], []
+        for rows, loss_of in parts:
+            for some in micro_batches(rows, self.micro_tokens):
+                packed = pack(
+                    some,
+                    advantages=advantages,
+                    aggregate=aggregate,
+                    totals=totals,
+                    device=self.accelerator.device,
+                )
+                loss, part = loss_of(packed)
+                self.accelerator.backward(loss)
+                losses.append(loss.item())
+                seen.append(part)
+        metrics = merge(seen)
         metrics |= {"loss": math.fsum(losses), "trained_tokens": float(totals.tokens)}
         return metrics | self._apply(metrics["loss"])
 

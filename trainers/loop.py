@@ -22,32 +22,23 @@ from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.policy import LLMPolicy
 from turnwise.agents.record import RecordError
 from turnwise.agents.renderer import Renderer, remember
-from turnwise.agents.rollout import Settings, jobs_for, play
 from turnwise.envs.base import Env
 from turnwise.envs.registry import make
 from turnwise.envs.types import Episode, Group
-from turnwise.sandboxes.base import SandboxError
+from turnwise.trainers.attempts import Attempts
 from turnwise.trainers.batch import rows_of
+from turnwise.trainers.coach import own_attempts
 from turnwise.trainers.config import TrainConfig
+from turnwise.trainers.dagger_loop import Rounds
 from turnwise.trainers.interrupt import Interrupt
 from turnwise.trainers.learner import Learner, TrainingDiverged
 from turnwise.trainers.model import add_lora, load_model, save_model
-from turnwise.trainers.recipe import Recipe, every_group
+from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe as recipe_named
 from turnwise.trainers.run_folder import RunFolder
 from turnwise.trainers.turns import turn_table
 from turnwise.trainers.tutor import Tutor, tutor_for
-from turnwise.trainers.watch import Alarms, losses, rollout_metrics
-
-ROUNDS = 4
-"""Most batches that a step plays to find groups worth training on."""
-
-
-class TooManyLost(SandboxError):
-    """More episodes of a batch were lost to errors than `max_failed` allows."""
-
-    retryable = False
-
+from turnwise.trainers.watch import Alarms, TooManyLost, mean_of, require_enough, rollout_metrics
 
 RESUMABLE = (TooManyLost, TrainingDiverged, RecordError)
 """What ends a run between two steps: the last whole step is saved first."""
@@ -125,8 +116,7 @@ def train(
     recipe = recipe or recipe_named(config.recipe, **config.options_of_recipe())
     make_env = make_env or partial(make, config.env, **config.environment_arguments())
     env = make_env()
-    tasks = env.tasks("train")
-    if not len(tasks):
+    if not len(env.tasks("train")):
         raise ValueError(f"{config.env} has no tasks in its split 'train': there is nothing to do")
     trainee = Trainee.of(*(model or load_model(config.model)), config)
     if recipe.needs_reference:
@@ -139,19 +129,25 @@ def train(
         teacher=config.teacher,
         steps=config.steps,
     )
+    attempts = Attempts(config, recipe, make_env, env, trainee.policy)
+    rounds = Rounds.of(config, trainee, make_env, env, recipe, tutor)
     folder = RunFolder(config.out, config.to_json(), resume=config.resume)
     alarms, first = Alarms(), 0
     if folder.resumed is not None:
         trainee.learner.load(folder.resumed)
         alarms.load_state_dict(json.loads((folder.resumed / "alarms.json").read_text()))
+        attempts.load(folder.resumed)
         if tutor is not None:
             tutor.load(folder.resumed)
         first = folder.state["step"]
+        if rounds is not None:
+            rounds.resume(config.out, first)
         trainee.publish()
 
     def save(place: Path) -> None:
         trainee.learner.save(place)
         (place / "alarms.json").write_text(json.dumps(alarms.state_dict()))
+        attempts.save(place)
         if tutor is not None:
             tutor.save(place)
 
@@ -159,8 +155,11 @@ def train(
     with Interrupt() as interrupt:
         try:
             for step in range(first, config.steps):
-                metrics = _step(config, trainee, make_env, tasks, step, recipe, folder, tutor)
-                warnings = alarms.check(metrics)
+                if rounds is not None:
+                    metrics = rounds.step(step, folder)
+                else:
+                    metrics = _step(config, trainee, attempts, step, recipe, folder, tutor)
+                warnings = alarms.check((rounds or attempts).comparable(metrics))
                 metrics |= {"alarms": warnings} if warnings else {}
                 folder.log(metrics)
                 done = step + 1
@@ -182,8 +181,7 @@ def train(
 def _step(
     config: TrainConfig,
     trainee: Trainee,
-    make_env: Callable[[], Env],
-    tasks: Sequence[Any],
+    attempts: Attempts,
     step: int,
     recipe: Recipe,
     folder: RunFolder,
@@ -191,63 +189,22 @@ def _step(
 ) -> dict[str, Any]:
     """Rollout, credit, update, publish: one batch of groups, and what is to be said of it."""
     start = time.process_time()
-    groups = _sample_groups(config, trainee, make_env, tasks, step, recipe)
+    groups = attempts.of_step(step)
     played = time.process_time()
-    episodes = [episode for group in groups for episode in group.episodes]
+    episodes = _episodes(groups)
     folder.records.extend(episodes)
-    _require_enough(episodes, config)
-    metrics = rollout_metrics(episodes) | _update(config, trainee, groups, recipe, tutor)
+    require_enough(episodes, config.max_failed, config.max_tokens)
+    groups = [own_attempts(group) for group in groups]
+    metrics = rollout_metrics(_episodes(groups)) | attempts.metrics(episodes)
+    metrics |= _update(config, trainee, groups, recipe, tutor)
+    attempts.note(metrics)
     trainee.publish()
     seconds = {"rollout_cpu_s": played - start, "update_cpu_s": time.process_time() - played}
     return metrics | seconds | {"step": step + 1, "policy_version": trainee.learner.updates}
 
 
-def _sample_groups(
-    config: TrainConfig,
-    trainee: Trainee,
-    make_env: Callable[[], Env],
-    tasks: Sequence[Any],
-    step: int,
-    recipe: Recipe,
-) -> list[Group]:
-    """Play groups until enough of them are to be trained on: DAPO's dynamic sampling.
-
-    A recipe that keeps every group plays one round. Another plays up to `ROUNDS`, each with tasks
-    of its own, so that what a step plays follows from the step alone.
-    """
-    rounds = 1 if recipe.keep_group is every_group else ROUNDS
-    groups: list[Group] = []
-    for again in range(rounds):
-        first = config.first_task + (step * rounds + again) * config.tasks_per_step
-        prefix = f"s{step}-" if rounds == 1 else f"s{step}r{again}-"
-        groups += _play_groups(config, trainee, make_env, tasks, first, prefix)
-        kept = sum(bool(g.trainable) and recipe.keep_group(g) for g in groups)
-        if kept >= config.tasks_per_step:
-            break
-    return groups
-
-
-def _play_groups(
-    config: TrainConfig,
-    trainee: Trainee,
-    make_env: Callable[[], Env],
-    tasks: Sequence[Any],
-    first: int,
-    prefix: str,
-) -> list[Group]:
-    """Play one group per task, in the order of the tasks."""
-    chosen = [tasks[(first + i) % len(tasks)] for i in range(config.tasks_per_step)]
-    jobs = jobs_for(chosen, config.group_size, run_seed=config.seed, split="train", prefix=prefix)
-    settings = Settings(
-        concurrency=len(jobs), max_turns=config.max_turns, max_tokens=config.max_tokens
-    )
-    by_group: dict[str, list[Episode]] = {job.group: [] for job in jobs}
-    for episode in play(jobs, make_env, trainee.policy, settings):
-        by_group[episode.group].append(episode)
-    return [
-        Group(task=task, episodes=tuple(sorted(attempts, key=lambda episode: episode.replica)))
-        for task, attempts in zip(chosen, by_group.values(), strict=True)
-    ]
+def _episodes(groups: Sequence[Group]) -> list[Episode]:
+    return [episode for group in groups for episode in group.episodes]
 
 
 def _update(
@@ -282,30 +239,7 @@ def _update(
         if teacher is not None:
             teacher.after_update(trainee.learner.model, trainee.learner.updates)
     gap = {"engine_gap": metrics[0].get("max_gap", 0.0)}
-    return share | gap | _mean(metrics)
-
-
-def _mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean over the optimizer steps of a batch; of what is called max, the largest."""
-    names = dict.fromkeys(name for row in rows for name in row if name != "max_gap")
-    seen = {name: [row[name] for row in rows if name in row] for name in names}
-    return {n: max(v) if n.startswith("max_") else float(np.mean(v)) for n, v in seen.items()}
-
-
-def _require_enough(episodes: Sequence[Episode], config: TrainConfig) -> None:
-    lost = sum(not episode.outcome.trainable for episode in episodes)
-    if lost < len(episodes) and not any(episode.trainable for episode in episodes):
-        stops = sorted({f"{e.outcome.value} ({e.stop.value})" for e in episodes})
-        raise TooManyLost(
-            f"no episode of the batch holds a turn to train on: {', '.join(stops)}; is max_tokens "
-            f"{config.max_tokens} shorter than an opening?"
-        )
-    if lost > config.max_failed * len(episodes):
-        reasons = sorted(losses(episodes).items(), key=lambda item: -item[1])[:3]
-        raise TooManyLost(
-            f"{lost} of {len(episodes)} episodes were lost to errors, more than max_failed "
-            f"{config.max_failed:g} allows: {'; '.join(f'{n}x {why}' for why, n in reasons)}"
-        )
+    return share | gap | mean_of(metrics)
 
 
 def _schedule(update: int, config: TrainConfig) -> float:

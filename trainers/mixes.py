@@ -56,6 +56,8 @@ class Progress:
     """Success rate of each step's attempts so far."""
     drift: tuple[float, ...] = ()
     """Mean |log pi - log T| of each step so far, nats."""
+    deepest: tuple[float, ...] = ()
+    """The same in the last third of each episode's turns; NaN where nobody measured it."""
 
 
 Schedule = Callable[[Progress], float]
@@ -92,6 +94,15 @@ def cosine(first: float, last: float, over: float = 1.0) -> Schedule:
 def _cosine(progress: Progress, first: float, last: float, over: float) -> float:
     share = min(1.0, progress.step / max(over * progress.steps, 1))
     return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
+
+
+def falling(first: float = 1.0, by: float = 0.2, least: float = 0.6) -> Schedule:
+    """max(least, first - by n): a step down each time (arXiv:2605.12913)."""
+    return partial(_falling, first=first, by=by, least=least)
+
+
+def _falling(progress: Progress, first: float, by: float, least: float) -> float:
+    return max(least, first - by * progress.step)
 
 
 def until(step: int, then: float = 0.0) -> Schedule:

@@ -14,9 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from turnwise.envs.types import Episode
+from turnwise.sandboxes.base import SandboxError
 
 TINY = 1e-2
 """A first average below this counts as this much, so that a rise from nothing is seen too."""
+
+
+class TooManyLost(SandboxError):
+    """More episodes of a batch were lost to errors than `max_failed` allows."""
+
+    retryable = False
 
 
 def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -45,6 +52,37 @@ def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
 def losses(episodes: Sequence[Episode]) -> dict[str, int]:
     """Return how many episodes were lost, by their one-line reason."""
     return dict(Counter(e.error or e.outcome.value for e in episodes if not e.outcome.trainable))
+
+
+def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean over the optimizer steps of a batch; of what is called max, the largest."""
+    names = dict.fromkeys(name for row in rows for name in row if name != "max_gap")
+    seen = {name: [row[name] for row in rows if name in row] for name in names}
+    return {
+        n: max(v) if n.startswith("max_") else float(statistics.fmean(v)) for n, v in seen.items()
+    }
+
+
+def require_enough(episodes: Sequence[Episode], max_failed: float, max_tokens: int) -> None:
+    """Refuse a batch of which too much was lost, or in which there is nothing to train on.
+
+    Raises:
+        TooManyLost: more than the share `max_failed` of `episodes` ended in an error; or none
+            holds a turn.
+    """
+    lost = sum(not episode.outcome.trainable for episode in episodes)
+    if lost < len(episodes) and not any(episode.trainable for episode in episodes):
+        stops = sorted({f"{e.outcome.value} ({e.stop.value})" for e in episodes})
+        raise TooManyLost(
+            f"no episode of the batch holds a turn to train on: {', '.join(stops)}; is max_tokens "
+            f"{max_tokens} shorter than an opening?"
+        )
+    if lost > max_failed * len(episodes):
+        reasons = sorted(losses(episodes).items(), key=lambda item: -item[1])[:3]
+        raise TooManyLost(
+            f"{lost} of {len(episodes)} episodes were lost to errors, more than max_failed "
+            f"{max_failed:g} allows: {'; '.join(f'{n}x {why}' for why, n in reasons)}"
+        )
 
 
 @dataclass

@@ -26,8 +26,13 @@ NAMES = (
     "gkd",
     "exopd",
     "sod",
+    "tcod_f2b",
+    "tcod_b2f",
     "opd_then_rl",
     "kdrl",
+    "sft",
+    "dagger",
+    "guided_opd",
 )
 """Every method, the default first; `turnwise.trainers.recipes.<name>` is its file."""
 

@@ -1,0 +1,120 @@
+"""The attempts of a step: which tasks, how deep, how many rounds. What is played follows from the
+step and from what the run has saved, and from nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from turnwise.agents.policy import Policy
+from turnwise.agents.rollout import Settings, jobs_for, play
+from turnwise.envs.base import Env
+from turnwise.envs.types import Episode, Group
+from turnwise.trainers.coach import Coach, own_attempts
+from turnwise.trainers.config import TrainConfig
+from turnwise.trainers.prompts import Prompts
+from turnwise.trainers.recipe import Recipe, every_group
+
+ROUNDS = 4
+"""Most batches that a step plays to find groups worth training on."""
+
+
+class Attempts:
+    """Plays the groups of every step of a run.
+
+    Args:
+        make_env: returns a new environment.
+        env: one of them, for its tasks.
+        policy: who acts.
+
+    Raises:
+        NoExpert: the recipe's curriculum follows one and the environment has none.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        recipe: Recipe,
+        make_env: Callable[[], Env],
+        env: Env,
+        policy: Policy,
+    ) -> None:
+        self.config, self.recipe, self.make_env, self.policy = config, recipe, make_env, policy
+        self.settings = Settings(
+            concurrency=config.tasks_per_step * config.group_size,
+            max_turns=config.max_turns,
+            max_tokens=config.max_tokens,
+        )
+        tasks = env.tasks("train")
+        self.prompts = Prompts(tasks, seed=config.seed, replay=config.prompt_replay)
+        self.coach: Coach | None = None
+        if recipe.curriculum is not None:
+            self.coach = Coach(recipe.curriculum, config.steps, make_env, self.settings)
+            self.coach.require_expert(env, tasks[0])
+
+    def of_step(self, step: int) -> list[Group]:
+        """Play groups until enough of them are to be trained on: DAPO's dynamic sampling.
+
+        A recipe that keeps every group plays one round. Another plays up to `ROUNDS`, each with
+        tasks of its own.
+        """
+        config, keep = self.config, self.recipe.keep_group
+        rounds = 1 if keep is every_group else ROUNDS
+        groups: list[Group] = []
+        for again in range(rounds):
+            first = config.first_task + (step * rounds + again) * config.tasks_per_step
+            groups += self._round(first, f"s{step}-" if rounds == 1 else f"s{step}r{again}-")
+            kept = sum(bool(g.trainable) and keep(g) for g in map(own_attempts, groups))
+            if kept >= config.tasks_per_step:
+                break
+        return groups
+
+    def _round(self, first: int, prefix: str) -> list[Group]:
+        """Play one group per task, in the order of the tasks."""
+        config = self.config
+        indices = self.prompts.choose(first, config.tasks_per_step)
+        chosen = [self.prompts.tasks[index] for index in indices]
+        jobs = jobs_for(
+            chosen, config.group_size, run_seed=config.seed, split="train", prefix=prefix
+        )
+        jobs = jobs if self.coach is None else self.coach.jobs(jobs)
+        by_group: dict[str, list[Episode]] = {job.group: [] for job in jobs}
+        for episode in play(jobs, self.make_env, self.policy, self.settings):
+            by_group[episode.group].append(episode)
+        groups = [
+            Group(task=task, episodes=tuple(sorted(tried, key=lambda episode: episode.replica)))
+            for task, tried in zip(chosen, by_group.values(), strict=True)
+        ]
+        self.prompts.note(indices, [own_attempts(group) for group in groups])
+        return groups
+
+    def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """Return what was chosen and how deep it went, since the last call."""
+        deep = {} if self.coach is None else self.coach.metrics(episodes)
+        return deep | self.prompts.metrics()
+
+    def comparable(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return the metrics that mean the same at every step: alarms compare those.
+
+        Deeper attempts take more turns, and those that begin earlier earn less.
+        """
+        moved = () if self.coach is None else ("turns", "reward")
+        return {name: value for name, value in metrics.items() if name not in moved}
+
+    def note(self, metrics: dict[str, float]) -> None:
+        """Take the metrics of a whole step."""
+        if self.coach is not None:
+            self.coach.note(metrics)
+
+    def save(self, folder: Path) -> None:
+        """Write what a resumed run needs."""
+        self.prompts.save(folder)
+        if self.coach is not None:
+            self.coach.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        self.prompts.load(folder)
+        if self.coach is not None:
+            self.coach.load(folder)

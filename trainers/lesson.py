@@ -1,0 +1,221 @@
+"""One method on one environment, measured before and after: what the `train_*` scripts share.
+
+    student    named, or made: a tiny model that imitates an expert until it succeeds now and then
+    teacher    named, or made if the recipe asks for one: a larger tiny model, or the named student,
+               that imitates the expert for longer and then learns from its own attempts
+    training   `turnwise.trainers.loop.train` with the recipe
+    measures   student, teacher and result on held-out tasks, with intervals, above the floors
+
+Every stage leaves its result in the run folder. The same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from turnwise.agents.score import Report
+from turnwise.envs.base import Env
+from turnwise.envs.registry import make
+from turnwise.trainers.config import TrainConfig
+from turnwise.trainers.loop import train
+from turnwise.trainers.model import load_model, save_model, tiny_from_env
+from turnwise.trainers.pipeline import WarmUp, measure, plan_to_json, summary_of, warm_up
+from turnwise.trainers.progress import Progress
+from turnwise.trainers.recipes import recipe
+
+INTERRUPTED = 130
+TEACHER: dict[str, Any] = {"hidden": 128, "layers": 3, "ffn": 256}
+"""Shape of a teacher that is made from nothing: about three times the student's weights."""
+
+
+CRAFT_SFT = WarmUp(demos=2000, noise=0.1, steps=300, learning_rate=4e-3, target=0.3, check_every=10)
+"""Brings a tiny model to some success on the easy orders of Craft."""
+TEACHER_SFT = replace(CRAFT_SFT, target=0.6, learning_rate=3e-3, check_every=20)
+CRAFT_RL = TrainConfig(
+    recipe_options='{"gamma": 0.9, "history_turns": 0}',
+    steps=40,
+    tasks_per_step=8,
+    learning_rate=1e-3,
+    max_tokens=384,
+    max_new_tokens=8,
+)
+"""Improves on it; with another recipe, the student's training in the scripts."""
+
+
+class LessonChanged(ValueError):
+    """The run folder holds what was made under another plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What is learnt, by whom, from whom."""
+
+    out: Path
+    """Run folder. What is there already is not made again."""
+    env: str = "turnwise/Craft-v1"
+    """An id that `turnwise list` shows, or `module:Class`; it has an `expert()`."""
+    env_kwargs: str = '{"depth": [1, 2], "distractors": 0}'
+    """JSON arguments of the environment."""
+    student: str = ""
+    """Folder or Hugging Face name of the model to train; by default one is made."""
+    teacher: str = ""
+    """Folder or name of a model with the same tokenizer; by default one is made if need be."""
+    seed: int = 0
+    test_tasks: int = 300
+    """Held-out tasks of the test split."""
+    student_sft: WarmUp = CRAFT_SFT
+    """How a student that is made imitates the expert; it stops at `target`, early."""
+    teacher_sft: WarmUp = TEACHER_SFT
+    """How a teacher that is made imitates it."""
+    teacher_rl: TrainConfig = CRAFT_RL
+    """What such a teacher then learns from its own attempts."""
+    train: TrainConfig = CRAFT_RL
+    """The method. What a lesson names itself (env, model, teacher, out, seed) it overrides."""
+
+    def make_env(self) -> Env:
+        """Return a new environment."""
+        return make(self.env, **json.loads(self.env_kwargs))
+
+    def config(self, plan: TrainConfig, model: Path | str, out: str, first: int) -> TrainConfig:
+        """Return `plan` for this environment and seed; a run that is there is gone on with."""
+        where = self.out / out
+        return replace(
+            plan,
+            env=self.env,
+            env_kwargs=self.env_kwargs,
+            model=str(model),
+            out=where,
+            seed=self.seed,
+            first_task=first,
+            resume=where.exists(),
+        )
+
+
+def run_lesson(lesson: Lesson) -> int:
+    """Run every stage and print what came out; return 0, or 130 if it was interrupted.
+
+    Raises:
+        LessonChanged: the run folder holds models that were made under another plan.
+        UnknownEnv, UnknownRecipe, ModelNotFound, TeacherMismatch: before anything is trained.
+    """
+    torch.set_num_threads(lesson.train.threads)
+    console, name = Console(), lesson.train.recipe
+    method = recipe(name, **lesson.train.options_of_recipe())
+    taught = method.distillation is not None and method.distillation.source is None
+    console.print(f"{name} on {lesson.env} {lesson.env_kwargs}; everything goes to {lesson.out}")
+    student = lesson.student or _made(lesson, "student", lesson.student_sft, console)
+    reports = {"before": _measured(lesson, "before", student, console)}
+    teacher = ""
+    if taught and (made := _teacher(lesson, console)) is None:
+        return INTERRUPTED
+    if taught:
+        teacher = str(made)
+        reports["teacher"] = _measured(lesson, "teacher", teacher, console)
+    config = replace(lesson.config(lesson.train, student, "run", 500_000), teacher=teacher)
+    if not _trained(config, console, f"learning by {name}"):
+        return INTERRUPTED
+    reports["after"] = _measured(lesson, "after", config.out / "model", console)
+    _tell(lesson, reports, console)
+    return 0
+
+
+def _made(lesson: Lesson, name: str, plan: WarmUp, console: Console) -> Path:
+    """Return the folder of a model that imitates the expert; make it if it is not there."""
+    folder = lesson.out / name
+    limits = {"max_tokens": lesson.train.max_tokens, "max_new_tokens": lesson.train.max_new_tokens}
+    plan = replace(plan, **limits)
+    wanted = {"env": lesson.env, "env_kwargs": lesson.env_kwargs, "seed": lesson.seed}
+    wanted |= {"from": lesson.student, **plan_to_json(plan)}
+    if (made := folder / "made.json").exists():
+        _require_same(folder, json.loads(made.read_text()), json.loads(json.dumps(wanted)))
+        return folder
+    with Progress(console, f"{name}: imitating the expert") as bar:
+        model, tokenizer = _beginner(lesson, name)
+        warm_up(
+            model,
+            tokenizer,
+            lesson.make_env,
+            replace(plan, **limits),
+            seed=lesson.seed,
+            watch=bar.show,
+        )
+    save_model(model, tokenizer, folder)
+    made.write_text(json.dumps(wanted, indent=1) + "\n")
+    return folder
+
+
+def _beginner(lesson: Lesson, name: str) -> tuple[nn.Module, Any]:
+    """Return the weights that imitation starts from; all have the student's tokenizer."""
+    if lesson.student:
+        return load_model(lesson.student)
+    shape = TEACHER if name == "teacher" else {}
+    return tiny_from_env(lesson.make_env, seed=lesson.seed, **shape)
+
+
+def _require_same(folder: Path, made: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key in made.keys() | wanted.keys():
+        if made.get(key) != wanted.get(key):
+            raise LessonChanged(
+                f"{folder} was made with {key}={made.get(key)!r}, and {wanted.get(key)!r} is asked "
+                "for: give another --out"
+            )
+
+
+def _teacher(lesson: Lesson, console: Console) -> Path | str | None:
+    """Return the teacher's folder or name, or None if its training was interrupted."""
+    if lesson.teacher:
+        return lesson.teacher
+    start = _made(lesson, "teacher", lesson.teacher_sft, console)
+    config = lesson.config(lesson.teacher_rl, start, "teacher_rl", 700_000)
+    done = _trained(config, console, "teacher: learning from its own attempts")
+    return config.out / "model" if done else None
+
+
+def _trained(config: TrainConfig, console: Console, title: str) -> bool:
+    """Train, or go on, to the last step; return whether it was reached."""
+    done = _steps_done(config.out)
+    with Progress(console, title) as bar:
+        for row in train(config):
+            bar.show(row, total=config.steps)
+            done = int(row["step"])
+    return done >= config.steps
+
+
+def _steps_done(out: Path) -> int:
+    rows = out / "metrics.jsonl"
+    return len(rows.read_text().splitlines()) if rows.exists() else 0
+
+
+def _measured(lesson: Lesson, name: str, model: Path | str, console: Console) -> Report:
+    """Evaluate a saved model at T = 1, from the beginning and to the end of every task."""
+    env = lesson.make_env()
+    tests = env.tasks("test")[: lesson.test_tasks]
+    env.close()
+    with Progress(console, f"measuring on {len(tests)} held-out tasks: {name}"):
+        return measure(
+            *load_model(str(model)),
+            lesson.make_env,
+            tests,
+            lesson.out / "eval" / f"{name}.jsonl",
+            floors=name == "before",
+            max_tokens=lesson.train.max_tokens,
+            max_new_tokens=lesson.train.max_new_tokens,
+        )
+
+
+def _tell(lesson: Lesson, reports: dict[str, Report], console: Console) -> None:
+    floors = reports["before"].floors
+    console.print("\nsuccess on held-out tasks, one attempt each, with 95 % intervals")
+    for name, report in {**floors, **reports}.items():
+        floor = "  (floor)" if name in floors else ""
+        console.print(f"  {name:<10} {report.success}{floor}", highlight=False)
+    summary = {name: summary_of(report) for name, report in reports.items()}
+    (lesson.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    console.print(f"\nmodel in {lesson.out}/run/model, numbers in {lesson.out}/summary.json")

@@ -1,0 +1,75 @@
+"""DAgger for agents: the teacher's action at every state that a mixture visits (arXiv:2605.12913).
+
+    b_t ~ Bernoulli(beta_i): the teacher takes the turn, else the student; i = 1, 2, .. the round
+    beta_i = max(.6, 1 - .2 (i - 1))
+    D_i = D_{i-1} + {(s_t, a_t ~ T(.|s_t))}, whoever acted at s_t            (Ross et al., 2011)
+    L = -E_{(s, a) ~ D_i} sum_j log pi(a_j | s, a_<j) / |D_i| in tokens      (eq. 12-13)
+
+Eq. 9 as `student_first`: the student plays kappa ~ U{0..K_i} turns and the teacher the others,
+which visits chains of errors; by chance at beta .6 five in a row are met once in a hundred times.
+"""
+
+from __future__ import annotations
+
+from turnwise.trainers.divergences import fkl, full
+from turnwise.trainers.imitation import (
+    Imitation,
+    by_chance,
+    either,
+    student_first,
+    union,
+    window,
+)
+from turnwise.trainers.mixes import falling, linear
+from turnwise.trainers.recipe import Recipe
+from turnwise.trainers.surrogates import token_mean, turn_mean
+
+
+def dagger(
+    *,
+    first: float = 1.0,
+    fall: float = 0.2,
+    least: float = 0.6,
+    handoff: float = 0.0,
+    always_handoff: bool = False,
+    rounds: int = 0,
+    cap: int | None = None,
+    white_box: bool = False,
+    by_turn: bool = False,
+    batch: int = 16,
+    temperature: float = 1.0,
+) -> Recipe:
+    """Return the recipe.
+
+    Args:
+        first: beta of the first round; it falls by `fall` each round down to `least`.
+        handoff: K in the last round, growing from 0; above 0, half of the episodes are played by
+            the student first, or all of them with `always_handoff`.
+        rounds: keep so many of the newest rounds; 0 keeps all.
+        cap: labels of an episode, at most.
+        white_box: the forward KL to a neural teacher's distributions in place of its samples.
+        by_turn: every label counts alike, not every token.
+        batch: episodes of an update.
+        temperature: at which a neural teacher acts and labels; 0 varies less and knows one mode.
+    """
+    chance = by_chance(falling(first, fall, least))
+    late = student_first(linear(0.0, handoff))
+    return Recipe(
+        name="dagger",
+        source="arXiv:2605.12913 eq. 9, 12-13",
+        status="All rounds are kept, where the paper says both that and the last one; equal labels "
+        "of equal states count once. Beta has a floor, as published, so the last states are still "
+        "a mixture's.",
+        imitation=Imitation(
+            roll_in=late if always_handoff else either(chance, late) if handoff else chance,
+            keep=window(rounds) if rounds else union,
+            cap=cap,
+            direct=full(fkl) if white_box else None,
+            batch=batch,
+            temperature=temperature,
+        ),
+        aggregate=turn_mean if by_turn else token_mean,
+    )
+
+
+RECIPE = dagger()

@@ -1,0 +1,52 @@
+"""TCOD forward to backward: distil the first turns, then ever deeper (arXiv:2604.24005 eq. 3-4).
+
+    depth(n) = min(start + k(n), Tmax), k(n) = floor(n / c)          the episode is cut there
+    A_t = log T(y_t) - log pi_old(y_t), held within +-limit nats;  no reward
+    L   = seq-mean-token-mean of -min(rho A, clip(rho, 1 - .2, 1 + .28) A)
+
+A student that has erred early spends the rest of a long episode where its teacher knows nothing. It
+is not let that far before it has learnt the turns before. Two controls tell whether the order of
+depths matters, or only that episodes are short: `curriculum=constant_cut(turns)`, and opd with
+`max_turns` close to what the task takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from turnwise.trainers.curriculum import drift_below, f2b, steadily
+from turnwise.trainers.recipe import Recipe
+from turnwise.trainers.recipes.opd import opd
+
+
+def tcod_f2b(
+    *,
+    every: int = 6,
+    most: int | None = None,
+    start: int = 1,
+    drift: float | None = None,
+    window: int = 3,
+    limit: float = 10.0,
+) -> Recipe:
+    """Return the recipe.
+
+    Args:
+        every: c, training steps per further turn: 6 on ALFWorld and ScienceWorld, 4 on WebShop.
+        most: Tmax; None is the environment's own limit.
+        start: turns at the first step.
+        drift: one more turn whenever |log pi - log T| in the last third of an episode's turns is
+            below this, nats, in the mean over `window` steps; in place of `every`.
+        limit: holds the log-ratio of one odd token, nats.
+    """
+    pace = steadily(every) if drift is None else drift_below(drift, window)
+    return replace(
+        opd(limit=limit),
+        name="tcod_f2b",
+        source="arXiv:2604.24005 eq. 3-4; ALFWorld's settings in kokolerk/TCOD",
+        status="Reverse KL as in the code, not KL(T || pi) as in the paper; one row per episode, "
+        "none from older steps; the clip of the log-ratio is ours.",
+        curriculum=f2b(pace, most, start),
+    )
+
+
+RECIPE = tcod_f2b()

@@ -1,0 +1,85 @@
+"""The expert's way through a task: played once, remembered as actions, the start of many attempts.
+
+A way is what the environment's own `expert()` does from the beginning, with the seed that the
+attempts at the task have, too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from turnwise.agents.jobs import Job, answer_key
+from turnwise.agents.policy import ScriptedPolicy, Seat, expert
+from turnwise.agents.rollout import Settings, play
+from turnwise.envs.base import Env
+from turnwise.envs.types import Episode
+
+log = logging.getLogger("turnwise")
+
+
+class NoExpert(ValueError):
+    """The curriculum follows an expert, and the environment has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What an expert did to solve a task, and how it was answered."""
+
+    actions: tuple[str, ...]
+    answers: tuple[str, ...]
+    """`answer_key` of each answer."""
+
+
+class Ways:
+    """The ways of a run.
+
+    Args:
+        make_env: returns an environment with an `expert()`.
+        settings: how the expert plays.
+    """
+
+    def __init__(self, make_env: Callable[[], Env], settings: Settings) -> None:
+        self.make_env, self.settings = make_env, settings
+        self.turns = 0
+        """Turns that were played to find them, of all calls."""
+        self._known: dict[str, Way | None] = {}
+
+    def of(self, jobs: Sequence[Job]) -> dict[str, Way | None]:
+        """Return the way through each job's task, by the task's key; None if the expert fails."""
+        new = {job.task.key: job for job in jobs if job.task.key not in self._known}
+        asked = [Job(job.task, key, 0, job.env_seed, job.env_seed) for key, job in new.items()]
+        lost = set()
+        for episode in play(asked, self.make_env, ScriptedPolicy(_expert), self.settings):
+            self.turns += len(episode.turns)
+            self._known[episode.group] = _way(episode)
+            if not episode.outcome.trainable:
+                lost.add(episode.group)
+        found = {job.task.key: self._known[job.task.key] for job in jobs}
+        for key in lost:  # a machine that failed says nothing about the expert: ask again later
+            del self._known[key]
+        return found
+
+
+def ahead(job: Job, way: Way, start: int) -> Job:
+    """Return `job`, begun at turn `start` of a way."""
+    return replace(job, prelude=way.actions[:start], prelude_answers=way.answers[:start])
+
+
+def _way(episode: Episode) -> Way | None:
+    if not episode.success:
+        return None
+    turns = episode.turns
+    read = [*(turn.observation for turn in turns[1:]), episode.final_observation]
+    answers = map(answer_key, read, (turn.state_after for turn in turns))
+    return Way(tuple(turn.action for turn in turns), tuple(answers))
+
+
+def _expert(seat: Seat) -> str:
+    """Do what the expert does; one that raises says nothing, and so solves nothing."""
+    try:
+        return expert(seat)
+    except Exception as error:
+        log.debug("the expert failed at turn %d of %s", seat.turn, seat.key, exc_info=error)
+        return ""
