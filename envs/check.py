@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from turnwise.envs.base import Env
-from turnwise.envs.extras import MissingExtra
 from turnwise.envs.names import UnknownName, hint
 from turnwise.envs.playing import WORLD, Broken, Named, Skipped, Subject
 from turnwise.envs.probes import ADVERSARY, COMPARES_EPISODES, LAWS, Law, name_of
-from turnwise.envs.probes.deadline import Overdue, within
+from turnwise.envs.probes.blame import NOT_ITS_FAULT, on_purpose, told
+from turnwise.envs.probes.deadline import Overdue, limited
 from turnwise.envs.probes.randomness import seeds_are_honoured
 from turnwise.envs.registry import make, spec
-from turnwise.sandboxes.base import SandboxError
 
+STARTS = "starts"
+"""The law that an environment breaks which cannot be made and reset; no other is tried then."""
 MOST_OVERDUE = 2
 """After so many laws that ran out of time the others are not tried."""
 
@@ -103,6 +104,7 @@ def check_env(
     Raises:
         UnknownEnv: there is no such environment.
         UnknownName: there is no such law.
+        TypeError, ValueError: its constructor of ours refuses the arguments.
         MissingExtra: it needs a package that is not installed.
         SandboxError: it could not be started on this machine.
         ValueError: there are no seeds, or fewer than two environments at once.
@@ -113,22 +115,31 @@ def check_env(
     name, maker, named = maker_of(env, kwargs)
     subject = Subject(name, maker, list(seeds), concurrency, named, law_s)
     WORLD.clear()
-    if (late := _late_to_start(subject, deadline_s)) is not None:
-        return Report(name, (late,))
+    if (broken := _broken_at_start(subject, deadline_s)) is not None:
+        return Report(name, (broken,))
     return Report(name, tuple(_checks(chosen, subject, deadline_s, watch)))
 
 
-def _late_to_start(subject: Subject, deadline_s: float) -> Check | None:
-    """Start it once; what cannot even start is an error rather than a finding, unless it hangs."""
+def _broken_at_start(subject: Subject, deadline_s: float) -> Check | None:
+    """Start it once; arguments that we refuse are an error, all else that goes wrong a finding."""
+    made = False
 
     def start() -> None:
+        nonlocal made
         with subject.open() as first:
+            made = True
             first.reset(seed=subject.seeds[0])
 
     try:
-        within(deadline_s, start)
+        limited(deadline_s, start)
     except Overdue as where:
-        return _overdue("starts", where, deadline_s)
+        return _overdue(STARTS, where, deadline_s)
+    except NOT_ITS_FAULT:
+        raise
+    except (Exception, SystemExit) as error:
+        if not made and on_purpose(error):
+            raise
+        return Check(STARTS, "fail", *told(error))
     return None
 
 
@@ -207,18 +218,17 @@ def _run(law: Law, subject: Subject, deadline_s: float) -> Check:
         return Check(name, status, detail, mend, round(time.perf_counter() - began, 3))
 
     try:
-        return check("pass", within(deadline_s, lambda: law(subject)))
+        return check("pass", limited(deadline_s, lambda: law(subject)))
     except Skipped as why:
         return check("skip", str(why))
     except Broken as broken:
         return check("fail", str(broken), broken.mend)
     except Overdue as where:
         return _overdue(name, where, deadline_s)
-    except (SandboxError, MissingExtra):
+    except NOT_ITS_FAULT:
         raise
     except (Exception, SystemExit) as error:
-        mend = "this exception left the environment: mend the code that raised it"
-        return check("fail", f"{type(error).__name__}: {error}", mend)
+        return check("fail", *told(error))
 
 
 _LATE = (

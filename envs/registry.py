@@ -201,13 +201,13 @@ def make(id: str, /, **kwargs: Any) -> Env:
     refuse_unknown_arguments(id, cls, kwargs, "wrappers")
     given = {**found.kwargs, **kwargs}
     if "wrappers" not in given:
-        env = cls(**given)
+        env = built(id, cls, given)
         env.env_id, env.env_kwargs = id, kwargs
         return env
     from turnwise.envs.wrapping import wrap
 
     wrappers = given.pop("wrappers")
-    env = cls(**given)
+    env = built(id, cls, given)
     env.env_id, env.env_kwargs = id, {**kwargs, "wrappers": []}  # each wrapper adds itself
     return wrap(env, wrappers)
 
@@ -227,6 +227,31 @@ def refuse_unknown_arguments(
     for name in kwargs:
         if name not in names:
             raise TypeError(f"{id} takes no argument {name!r}; {hint(name, names)}")
+
+
+def built(id: str, cls: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """Return `cls(**given)`; what none of the constructors that `**options` lead to takes is named.
+
+    Raises:
+        TypeError: an argument is taken by none of them; the message names the nearest.
+    """
+    try:
+        return cls(**given)
+    except TypeError as error:
+        unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        names = {"wrappers"}.union(*map(_keywords, getattr(cls, "__mro__", ())))
+        if unexpected is None or unexpected[1] not in given.keys() - names:
+            raise
+        name = unexpected[1]
+        raise TypeError(f"{id} takes no argument {name!r}; {hint(name, names)}") from error
+
+
+def _keywords(cls: type) -> set[str]:
+    """Return the arguments that a class's own constructor takes by name."""
+    if "__init__" not in vars(cls) or cls is object:
+        return set()
+    taken = inspect.signature(vars(cls)["__init__"]).parameters.values()
+    return {p.name for p in taken if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)} - {"self"}
 
 
 def _load(where: str) -> type[Env]:

@@ -34,6 +34,7 @@ from turnwise.envs.actions import FORMATS
 from turnwise.envs.base import Response, TextEnv
 from turnwise.envs.calling import CODES, MALFORMED, MAX_ERROR_CHARS, TRUNCATED, Calling
 from turnwise.envs.calls import ToolCall
+from turnwise.envs.knobs import count
 from turnwise.envs.tools import Grader
 from turnwise.envs.types import Message, Outcome, Task
 from turnwise.sandboxes.base import SandboxError
@@ -70,12 +71,13 @@ class ToolEnv(Calling, TextEnv):
 
     Args:
         actions: How calls are written: a name in `FORMATS`.
-        max_turns: Overrides the class's.
+        max_turns: At least 1; rather than the class's, or what `setup` makes of it.
 
     Raises:
         UnknownName: there is no such format.
         FormatMisfit: the format has no way to call one of the tools.
         ToolSchemaError: a tool cannot be offered as it is written.
+        ValueError: `max_turns` is no whole number from 1.
     """
 
     role: ClassVar[Literal["user", "tool"]] = "tool"
@@ -85,7 +87,18 @@ class ToolEnv(Calling, TextEnv):
     def __init__(self, *, actions: str = "hermes", max_turns: int | None = None) -> None:
         # A tool that cannot be offered, or not in this format, is refused here and not at a call.
         self.format = FORMATS[actions].fitted(tuple(self.parts.tools.values()))
+        self._own_limit = max_turns
         self.max_turns = type(self).max_turns if max_turns is None else max_turns
+        count("max_turns", self.max_turns, 1)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Start an episode; a limit of turns that was asked for wins over that of `setup`."""
+        opening = super().reset(seed=seed, options=options)
+        if self._own_limit is not None:
+            self.max_turns = self._own_limit
+        return opening
 
     def succeeded(self, values: dict[str, float]) -> bool:
         """Say whether the task was solved.

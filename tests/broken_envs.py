@@ -237,6 +237,11 @@ class KnowsTheYear(Guess):
         return f"{super().setup(task, rng)} It is {time.strftime('%Y')}."
 
 
+class KnowsTheNanosecond(Guess):
+    def setup(self, task, rng):
+        return f"{super().setup(task, rng)} It is {time.time_ns()}."
+
+
 class TellsTheTime(Guess):
     """Not broken: a replay reads the time that was read then."""
 
@@ -341,6 +346,38 @@ class Colours(TextEnv):
 class PaysForContaining(Colours):
     def paid(self, action):
         return float(self.colour in action)
+
+
+class FindsTheAnswerAnywhere(Guess):
+    """The answer counts wherever it stands: who writes all numbers has it among them."""
+
+    def setup(self, task, rng):
+        super().setup(task, rng)
+        self.secret = rng.randrange(1000)
+        return "Which number?"
+
+    @tool(final=True)
+    def submit(self, text: str) -> None:
+        """Answer."""
+        self.answer = text
+
+    @reward(weight=1.0)
+    def solved(self, episode):
+        return float(str(self.secret) in str(self.answer))
+
+    def expert(self):
+        return self.call_text("submit", text=str(self.secret))
+
+
+class FindsTheWordAnywhere(FindsTheAnswerAnywhere):
+    """As above, with a word that the agent has not read."""
+
+    words: ClassVar[tuple[str, ...]] = ("amber", "birch", "cedar", "delta")
+
+    def setup(self, task, rng):
+        super().setup(task, rng)
+        self.secret = rng.choice(self.words)
+        return "Which word?"
 
 
 class PaysForMany(Guess):
@@ -448,6 +485,34 @@ class RaisesInASession(Guess):
         raise ZeroDivisionError("always")
 
 
+class RaisesAtReset(Guess):
+    def setup(self, task, rng):
+        raise KeyError("boom")
+
+
+class RaisesWhenMade(Guess):
+    def __init__(self):
+        super().__init__()
+        {}["gone"]
+
+
+class HasNoTasks(Guess):
+    def tasks(self, split):
+        return []
+
+
+class RaisesElsewhere(Guess):
+    """It plays, and then cannot be made again."""
+
+    made: ClassVar[int] = 0
+
+    def __init__(self):
+        super().__init__()
+        type(self).made += 1
+        if self.made > 3:
+            raise ValueError("made once too often")
+
+
 class HangsInStep(Guess):
     fast = False
 
@@ -510,6 +575,8 @@ BROKEN = [
     (GradesByChance, "graders are steady"),
     (PaysForForm, "no reward without trying"),
     (PaysForContaining, "no reward for hedging"),
+    (FindsTheAnswerAnywhere, "no reward for hedging"),
+    (FindsTheWordAnywhere, "no reward for hedging"),
     (PaysForMany, "no reward for repetition"),
     (PaysForLength, "no reward for size or script"),
     (BelievesClaims, "no reward for claims"),

@@ -48,6 +48,14 @@ def test_one_law_can_be_tried_again_and_so_can_that_of_replay(capsys):
         assert (found, [c["name"] for c in json.loads(out)["checks"]]) == (code, [law])
 
 
+def test_a_users_bug_is_a_broken_law_and_never_looks_like_one_of_ours(capsys):
+    for arguments in ((), ("--law", "records replay")):
+        code, out = checked(capsys, "broken_envs:RaisesAtReset", *arguments, "--json")
+        (check,) = json.loads(out)["checks"]
+        assert code == 2 and check["status"] == "fail"
+        assert "KeyError: 'boom'" in check["detail"] and "broken_envs.py:" in check["detail"]
+
+
 def test_checking_an_environment_that_hangs_ends_by_itself_and_says_where_it_hung():
     command = [sys.executable, "-m", "turnwise.cli.main", "check", "broken_envs:HangsInStep"]
     began = time.monotonic()

@@ -1,12 +1,18 @@
 """Laws of `ToolEnv`: the agent's mistakes are answered, the machine's and ours are not hidden."""
 
+from contextlib import closing
+
 import gymnasium
 import pytest
+from boxes import need_bubblewrap
 from fakes import Guess, Parrot
 from gymnasium.error import ResetNeeded
 
 from turnwise.envs.check import check_env
+from turnwise.envs.extras import MissingExtra
 from turnwise.envs.names import UnknownName
+from turnwise.envs.registry import list_envs, make
+from turnwise.envs.sandbox_env import SandboxEnv
 from turnwise.envs.signatures import ToolSchemaError
 from turnwise.envs.tool_env import CODES, ToolEnv
 from turnwise.envs.tools import ToolFailed, metric, reward, tool
@@ -358,3 +364,53 @@ def test_the_system_prompt_explains_the_tools_in_either_format():
 def test_an_unknown_format_of_actions_is_refused():
     with pytest.raises(UnknownName, match="did you mean 'command'"):
         Guess(actions="comand")
+
+
+# ---------------------------------------------------------------- limits of turns
+
+LIMITED = [
+    spec.id
+    for spec in list_envs()
+    if spec.id.startswith("turnwise/") and not spec.id.startswith("turnwise/BabyAI")
+]
+
+
+@pytest.mark.parametrize("id", [*LIMITED, "turnwise/BabyAI-GoToLocal-v1"])
+def test_a_limit_of_turns_that_is_asked_for_wins_over_that_of_setup(id):
+    try:
+        env = make(id, max_turns=2)
+    except TypeError as error:
+        pytest.skip(str(error))
+    except MissingExtra as error:
+        pytest.skip(str(error))
+    if isinstance(env.unwrapped, SandboxEnv):
+        need_bubblewrap()
+    with closing(env):
+        for seed in (0, 1):
+            env.reset(seed=seed)
+            assert env.max_turns == 2
+            ended = [any(env.step("")[2:4]) for _ in range(2) if env.unwrapped._running]
+            assert ended[-1]
+
+
+class Generous(Guess):
+    """Its setup gives each episode a limit, as long ones need."""
+
+    def setup(self, task, rng):
+        self.max_turns = 7
+        return super().setup(task, rng)
+
+
+def test_without_one_the_limit_is_that_of_setup():
+    env = started(Generous())
+    assert env.max_turns == 7 and started(Generous(max_turns=3)).max_turns == 3
+    fork = started(Generous(max_turns=3)).fork()
+    assert fork.max_turns == 3
+    fork.reset(seed=1)
+    assert fork.max_turns == 3
+
+
+@pytest.mark.parametrize("turns", [0, -1, 1.5, True, "3"])
+def test_a_limit_below_one_turn_is_refused(turns):
+    with pytest.raises(ValueError, match="max_turns must be"):
+        Guess(max_turns=turns)

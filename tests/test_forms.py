@@ -297,6 +297,20 @@ def test_the_brief_follows_from_the_task_alone():
     assert task_world(task) != task_world(Forms().tasks("train")[778])
 
 
+@pytest.mark.parametrize("rest", [["?"] * 3, ["scroll up"] * 50])
+def test_a_submission_pays_only_once_the_agent_is_done(rest, forms):
+    env = begin(forms())
+    while not env.db.get("submitted"):
+        env.step(env.expert())
+    saved = env.fork()
+    steps = (env.step(action) for action in rest)
+    _, reward, terminated, truncated, info = next(s for s in steps if s[2] or s[3])
+    assert truncated and not terminated
+    assert reward == 0.0 and not info["success"]
+    assert saved.step("done")[1] == 1.0
+    saved.close()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

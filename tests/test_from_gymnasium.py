@@ -120,6 +120,51 @@ def test_an_environment_with_numbers_alone_keeps_the_contract():
     assert report.ok, str(report)
 
 
+CLASSIC = {
+    **{"CartPole-v1": 500, "MountainCar-v0": 200, "MountainCarContinuous-v0": 999},
+    **{"Acrobot-v1": 500, "Pendulum-v1": 200},
+}
+
+
+@pytest.mark.parametrize("id", CLASSIC)
+def test_classic_control_needs_no_argument_and_keeps_the_contract(id):
+    env = make(f"gymnasium/{id}")
+    assert env.max_turns == CLASSIC[id] and env.low < env.high and env.known.rules(env.gym)
+    quick = ("gymnasium accepts", "info is complete", "rewards stay in range")
+    laws = (*quick, "seeds are honoured", "no reward without trying")
+    report = check_env(f"gymnasium/{id}", laws=laws, seeds=range(2), concurrency=2, law_s=0.5)
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("id", CLASSIC)
+def test_what_classic_control_earns_lies_within_what_is_known_of_it(id):
+    env = make(f"gymnasium/{id}")
+    rng = random.Random(0)
+    _, info = episode(env, lambda env: env.random_action(rng))
+    assert env.low <= info["metrics"]["return"] <= env.high and not info["success"]
+
+
+def test_a_balanced_pole_is_a_success():
+    def balance(env):
+        return "right" if env.seen[2] + env.seen[3] > 0 else "left"
+
+    rewards, info = episode(make("gymnasium/CartPole-v1"), balance)
+    assert info["success"] and sum(rewards) == pytest.approx(1) and len(rewards) == 500
+
+
+def test_a_pendulum_that_is_swung_up_is_a_success_and_one_that_hangs_is_none():
+    def swing(env):
+        cosine, sine, speed = map(float, env.seen)
+        angle = math.atan2(sine, cosine)
+        lift = 15 * (1 - cosine) - speed**2 / 2  # energy that is missing
+        push = -10 * angle - 2 * speed if cosine > 0.8 else math.copysign(2, speed * lift)
+        return str(min(max(push, -2.0), 2.0))
+
+    pendulum = make("gymnasium/Pendulum-v1")
+    ends = [episode(pendulum, swing, seed)[1] for seed in range(10)]
+    assert all(info["success"] for info in ends), [info["metrics"] for info in ends]
+
+
 @pytest.mark.parametrize(("id", "arguments"), SURE)
 def test_the_expert_of_a_world_without_chance_succeeds_on_200_tasks_of_every_split(id, arguments):
     env = from_gymnasium(id, **arguments)
@@ -380,7 +425,7 @@ def test_splits_share_no_seed_and_a_seed_decides_all_luck():
     ("id", "options", "error", "message"),
     [
         ("FrozenLak-v1", {}, UnknownEnv, "no gymnasium environment 'FrozenLak-v1'"),
-        ("CartPole-v1", {}, ValueError, r"give the least and the most .* reward_range=\(0, 500\)"),
+        ("Walk-v0", {}, ValueError, r"give the least and the most .* reward_range=\(0, 500\)"),
         ("CartPole-v1", {"reward_range": (1, 1)}, ValueError, "two finite numbers, least first"),
         ("CartPole-v1", {"reward_range": (0, math.inf)}, ValueError, "two finite numbers"),
         ("FrozenLake-v1", {"slippery": False}, TypeError, "slippery"),

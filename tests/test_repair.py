@@ -11,7 +11,7 @@ from turnwise.envs.builtin.mutate import apply
 from turnwise.envs.builtin.repair import Repair
 from turnwise.envs.builtin.repair_programs import TEMPLATES
 from turnwise.envs.builtin.repair_shell import RepairShell
-from turnwise.envs.builtin.repair_world import HELD_OUT, Counted, make_world
+from turnwise.envs.builtin.repair_world import HELD_OUT, Counted, by_heart, make_world
 from turnwise.envs.names import UnknownName
 from turnwise.envs.types import canonical_json
 from turnwise.sandboxes import open_sandbox
@@ -79,6 +79,19 @@ def test_originals_pass_and_each_bug_alone_is_seen_by_a_visible_test(n_bugs, n_f
                     assert not all(results(alone, world.visible)), bug
 
 
+@pytest.mark.parametrize(
+    ("split", "count", "knobs"), [("test", 300, {}), ("dev", 40, {}), ("test", 40, {"n_bugs": 2})]
+)
+def test_a_program_that_knows_the_visible_answers_by_heart_fails_three_others(split, count, knobs):
+    for task in Repair(**knobs).tasks(split)[:count]:
+        world = world_of(task)
+        learned = {n: by_heart(n, text, world.visible) for n, text in world.broken.items()}
+        assert all(results(learned, world.visible))
+        right = results(learned, world.hidden)
+        wrong = {str(t) for ok, t in zip(right, world.hidden, strict=True) if not ok}
+        assert len(wrong) >= 3, task
+
+
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_every_template_makes_tasks_with_tests_that_differ(name):
     env = Repair(templates=(name,))
@@ -113,6 +126,14 @@ def test_the_expert_mends_tasks_of_every_split(repair):
         for task in env.tasks(split)[:8]:
             turns, total, info = finish(begin(env, task))
             assert info["success"] and total == 1.0 and turns <= 7
+
+
+@pytest.mark.slow
+def test_the_expert_mends_thirty_tasks_of_every_split(repair):
+    env = repair()
+    for split in env.splits:
+        for task in env.tasks(split)[:30]:
+            assert finish(begin(env, task))[1] == 1.0, task
 
 
 def test_the_expert_mends_what_the_agent_has_spoilt(repair):
@@ -338,3 +359,19 @@ def test_what_a_shell_does_to_tests_and_to_the_box_earns_nothing(shell):
     assert "0 of 8 tests pass" in play(shell, "run_tests")[0]
     _, reward, _, _, info = play(shell, "submit")
     assert reward == 0.0 and not info["success"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["ln -sf /etc/passwd {}", "rm {0}; mkdir {0}", "rm {0}; mkfifo {0}",
+     "rm {0}; mkdir -p {0}/a/b; chmod 0 {0}/a {0}", "rm {0}; ln -s /nowhere {0}"],
+)  # fmt: skip
+def test_whatever_a_command_puts_where_a_file_was_the_next_finds_the_file(shell, command):
+    (name,) = shell.files
+    for path in (f"test_{name}", name):
+        play(shell, "bash", command=command.format(path))
+        said = play(shell, "bash", command="wc -c *.py")[0]
+        assert "ToolError" not in said and "total" in said, said
+    assert shell.files == {name: ""}
+    _, total, info = finish(shell)
+    assert info["success"] and total == 1.0

@@ -12,10 +12,11 @@ from turnwise.envs.builtin.repo_files import is_test, modules, read_folder, with
 from turnwise.envs.builtin.repo_guard import objection
 from turnwise.envs.builtin.repo_repair import Mutant, RepoBug, RepoRepair
 from turnwise.envs.builtin.repo_sample import FILES
-from turnwise.envs.builtin.repo_suite import _by_command
-from turnwise.envs.builtin.repo_world import PATTERN, UnfitRepo
+from turnwise.envs.builtin.repo_suite import Folder, _by_command
+from turnwise.envs.builtin.repo_world import UnfitRepo, split_of
+from turnwise.sandboxes import open_sandbox
 
-FEW = {"per_function": 1, "max_functions": 4}
+FEW = {"per_function": 1, "max_functions": 8}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -70,6 +71,14 @@ def test_the_expert_mends_a_bug_of_every_split_of_the_sample(repair):
             assert info["success"] and total == 1.0
 
 
+@pytest.mark.slow
+def test_the_expert_mends_a_third_of_all_bugs_of_the_sample(repair):
+    env = repair(per_function=4, max_functions=40)
+    for task in [task for split in env.splits for task in env.tasks(split)[::3]]:
+        total, info = finish(begin(env, task))
+        assert info["success"] and total == 1.0, task
+
+
 def test_splits_put_bugs_into_different_functions(repair):
     env = repair(max_functions=10)
     used = {
@@ -79,7 +88,8 @@ def test_splits_put_bugs_into_different_functions(repair):
     assert all(used.values()) and len(used["train"]) > len(used["test"])
     assert not used["train"] & used["test"] and not used["train"] & used["dev"]
     assert not used["test"] & used["dev"]
-    assert set(PATTERN[:3]) == set(env.splits), "a few functions are enough for every split"
+    for split, functions in used.items():
+        assert {split_of(*one) for one in functions} == {split}, "whatever else the folder holds"
 
 
 def test_what_was_found_out_is_kept_and_found_again(repair, monkeypatch):
@@ -119,7 +129,7 @@ def colours(tmp_path):
 
 @pytest.mark.parametrize("command", [None, "python3 -m unittest -v"])
 def test_a_module_of_the_standard_library_is_mended(repair, colours, command):
-    env = repair(repo=colours, test_command=command, max_functions=3, hide=0.0)
+    env = repair(repo=colours, test_command=command, max_functions=7, hide=0.0)
     for split in env.splits:
         task = env.tasks(split)[0]
         begin(env, task)
@@ -148,6 +158,170 @@ def test_half_of_the_tests_that_see_a_bug_are_not_to_be_read(repair):
     assert finish(begin(env, task))[1]["success"]
 
 
+FRAMES = """
+
+def reach():
+    box = []
+    def gen():
+        yield box[0].gi_frame.f_back
+    box.append(gen())
+    frame = next(box[0])
+    while frame is not None:
+        names = frame.f_globals
+        if "_told" in names:
+            names["_told"] = lambda error: ""
+        frame = frame.f_back
+
+
+reach()
+"""
+CAUGHT = """
+def g():
+    try:
+        1 // 0
+    except Exception as e:
+        match e:
+            case Exception(__traceback__=tb):
+                return tb.tb_frame.f_builtins["e" + "xec"]
+"""
+PIECES = "def g(n, o='_'+'_'):\n    return ('{0.'+o+'globals'+o+'}').format(g)\n"
+CLEAN = """import math
+import os
+
+
+class Point:
+    def __init__(self, x):
+        self.x = x
+
+    def __eq__(self, other):
+        return self.x == other.x
+
+    def moved(self, by):
+        return Point(math.floor(self.x + by))
+
+
+def here():
+    return "{} {}".format(os.getcwd(), 1)
+"""
+ADDED = {
+    "frames of a generator": FRAMES,
+    "a pattern that reads an attribute": CAUGHT,
+    "a format made of pieces": PIECES,
+    "a generator's frame": "x = (x for x in ()).gi_frame",
+    "a coroutine's frame": "async def c(): pass\nx = c().cr_frame",
+    "a format that reads an attribute": "x = '{0.moved}'.format(1)",
+    "a format within a format": "x = '{:{0.moved}}'.format(1)",
+    "a format that is handed on": "x = [*map('{0.moved}'.format, [1])]",
+    "a module's name for something else": "def g(math): return math.gi_frame",
+    "what a list and a module have in common": "os.remove('a'); os.replace('a', 'b')",
+    "a module under another name": "m = os\nm.replace('a', 'b')",
+    "a hook of unittest": "def load_tests(loader, tests, pattern): return tests",
+    "a hook of pytest": "def pytest_runtest_makereport(item): return 1",
+    "a decorator": "@here\ndef g(): pass",
+    "a lambda's default": "x = lambda f=vars: f",
+    "a comprehension": "x = [f.mro for f in [1]]",
+    "a global": "def g():\n    global here\n    here = 1",
+    "a class of the same name": "class Point(int): pass",
+    "a special method": "class Point:\n    def __len__(self): return 1",
+    "an equal of everything again": "class Point:\n    def __eq__(self, other): return True",
+    "an alias within a class": "class Point:\n    x = here",
+    "a star of a subject": "match 1:\n    case int(real=len, gi_frame=f): pass",
+    "a deleted attribute": "del Point.moved",
+    "an attribute as a loop's target": "for Point.moved in [1]: pass",
+    "too deep to look at": "x = " + "-" * 5000 + "1",
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_what_leads_out_of_a_module_is_objected_to(name):
+    folder = [CLEAN, "import sys\nx = sys.a.b.gi_frame.f_back.mro.__class__\n".replace("mro", "z")]
+    assert objection(CLEAN, CLEAN, folder) is None
+    try:
+        ast.parse(CLEAN + ADDED[name])
+    except (RecursionError, MemoryError):
+        return  # the host's Python cannot read it: such text is never paid for
+    assert objection(CLEAN, CLEAN + ADDED[name], folder) is not None
+
+
+def test_the_text_is_read_as_python_reads_the_file():
+    hidden = "# coding: utf-7\n" + "+AGkAbQBwAG8AcgB0 sys\n"
+    assert objection(CLEAN, hidden) is not None
+    assert objection(CLEAN, "# a\r# coding: latin-1\n" + CLEAN) == "an encoding"
+    assert objection(CLEAN, "\ufeffimport sys\n" + CLEAN) == "import sys"
+
+
+def test_a_bug_that_adds_a_word_does_not_forbid_other_edits():
+    broken = CLEAN.replace("self.x + by", "self.x.gi_frame + by")
+    assert objection(CLEAN, broken + "x = 1\n") == "gi_frame"
+    assert objection(CLEAN, broken + "x = 1\n", broken=broken) is None
+
+
+def test_a_comparison_may_be_mended_only_where_the_bug_is():
+    wrong, right = "self.x == other.x", "not self.x != other.x"
+    mend = CLEAN.replace(wrong, right)
+    assert objection(CLEAN, mend, broken=CLEAN) == "another __eq__"
+    assert objection(CLEAN, mend, broken=CLEAN.replace(wrong, "self.x != other.x")) is None
+
+
+HONEST = {
+    "methods of plain values": "def g(x): return [*x.items()], x.get(1), 'a'.join(x).upper()",
+    "attributes of the folder": "def g(x): return x.price, Point(1).x",
+    "builtins that compute": "def g(x): return sorted(map(int, x), key=len), sum(x)",
+    "errors": "def g(x):\n    try: x()\n    except ValueError as e: raise KeyError(e.args)",
+    "a plain format": "def g(x): return '{} {1!r} {a:>3}'.format(x, 1, a=2), f'{x:>{3}}'",
+    "more of math": "def g(x): return math.ceil(x), math.gcd(2, 4)",
+    "patterns": "def g(x):\n    match x:\n        case [1, *rest] | {'a': rest}: return rest",
+    "a pattern of the folder": "def g(x):\n    match x:\n        case Point(x=1): return 2",
+    "its own calls": "def g(): return os.getcwd()",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_mend_is_let_through(name):
+    assert objection(CLEAN, CLEAN + HONEST[name], [CLEAN, "def f(a): return a.price\n"]) is None
+
+
+def run_unguarded(files, command=None):
+    need_bubblewrap()
+    with open_sandbox() as box:
+        return Folder(box).run({k: v.encode() for k, v in files.items()}, command, 20.0)
+
+
+TEST_A = "import unittest\nimport a\n\n\nclass A(unittest.TestCase):\n" + "".join(
+    f"    def test_{n}(self):\n        self.assertEqual(a.f({n}), {n})\n" for n in range(3)
+)
+WRITES = """
+import os
+
+for n in range(3, 64):
+    try:
+        os.write(n, b'turnwise-results {}\\n["", "done", 0, 0]\\n')
+    except OSError:
+        pass
+"""
+UNGUARDED = {
+    "an answer of its own": WRITES,
+    "a new name for what tells": FRAMES,
+    "the end": "import os\n\n\ndef f(x):\n    os._exit(0)\n",
+    "the end at once": "import os\nos._exit(0)\n",
+    "a child that goes on": "import os\n\n\ndef f(x):\n    os.fork()\n    return -1\n",
+    "a word to whoever asks": "import os\nprint('turnwise-results {}')\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNGUARDED)
+def test_even_without_a_guard_such_code_passes_no_test(name):
+    code = "def f(x):\n    return -1\n" + UNGUARDED[name]
+    results = run_unguarded({"a.py": code, "test_a.py": TEST_A})
+    assert not any(results.get(f"test_a.A.test_{n}", "gone") == "" for n in range(3)), results
+
+
+def test_no_test_leaves_anything_to_the_next():
+    code = "seen = []\n\n\ndef f(x):\n    seen.append(x)\n    return x if len(seen) == 1 else -1\n"
+    results = run_unguarded({"a.py": code, "test_a.py": TEST_A})
+    assert results == {f"test_a.A.test_{n}": "" for n in range(3)}
+
+
 CHEATS = {
     "exit": "import os; os._exit(0)",
     "a patched test case": "import unittest; unittest.TestCase.assertEqual = print",
@@ -159,6 +333,10 @@ CHEATS = {
     "made of words": "x = type('E', (), {'__eq__': len})",
     "another file": "open('tests/test_money.py', 'w')",
     "a skipped test": "raise SkipTest",
+    "frames": FRAMES,
+    "a caught error": CAUGHT,
+    "pieces": PIECES,
+    "another encoding": "# coding: utf-7\n+AGkAbQBwAG8AcgB0 sys",
 }
 
 
@@ -178,9 +356,8 @@ def test_what_a_module_had_before_may_stay_and_come_back():
     assert objection(original, original) is None
     assert objection(original, original.replace("os.getcwd()", "1")) is None
     assert objection(original, original + "    def b(self):\n        return self._a\n") is None
-    assert (
-        objection(original, original + "    def __eq__(self, o):\n        pass\n") == "def __eq__"
-    )
+    another = original + "    def __eq__(self, o):\n        pass\n"
+    assert objection(original, another) == "def A.__eq__"
     assert objection(original, original.replace("self._a", "os.x")) == "os.x ="
     assert objection(original, "def (") is None  # no test passes with it
 
@@ -214,16 +391,35 @@ def test_a_task_of_another_folder_is_refused(repair, colours):
     ("files", "says"),
     [
         ({}, "holds no Python files"),
-        ({"a.py": "def f():\n    return 1\n"}, "no test passes in the clean folder"),
+        ({"a.py": "def f():\n    return 1\n"}, "unittest found no tests.*tests/__init__.py"),
+        ({"a.py": "x = 1\n", "tests/test_a.py": "def test_a(): pass\n"}, "python3 -m pytest"),
         ({"a.py": "x = 1\n", "test_a.py": "import unittest\n\n\nclass A(unittest.TestCase):\n"
           "    def test_a(self):\n        pass\n"}, "no mutant is seen"),
     ],
 )  # fmt: skip
 def test_a_folder_that_offers_no_tasks_says_why(repair, tmp_path, files, says):
     for path, text in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
     with pytest.raises(ValueError, match=says):
         repair(repo=str(tmp_path)).tasks("train")
+
+
+def test_without_pytest_in_the_box_it_is_said_how_to_get_it():
+    (why,) = run_unguarded({"a.py": ""}, "echo No module named pytest; false").values()
+    assert "apt-get install python3-pytest" in why and "image build" in why
+
+
+def test_a_split_without_functions_says_so(repair, colours):
+    with pytest.raises(UnfitRepo, match=r"no task in split 'test'.*raise max_functions"):
+        repair(repo=colours, max_functions=3).tasks("test")
+
+
+def test_another_time_limit_is_looked_at_anew(repair, monkeypatch):
+    repair(timeout_s=30.0).tasks("train")
+    monkeypatch.setattr(repo_world, "_search", None)
+    with pytest.raises(TypeError):
+        repair(timeout_s=29.0).tasks("train")
 
 
 def test_no_folder_at_all_is_refused(repair, tmp_path):

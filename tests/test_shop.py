@@ -379,6 +379,20 @@ def test_the_errand_follows_from_the_task_alone():
     assert task_world(task) != task_world(Shop().tasks("train")[12346])
 
 
+@pytest.mark.parametrize("rest", [["?"] * 3, ["scroll up"] * 50])
+def test_an_order_pays_only_once_the_agent_is_done(rest, shop):
+    env = begin(shop())
+    while not env.db.get("orders"):
+        env.step(env.expert())
+    saved = env.fork()
+    steps = (env.step(action) for action in rest)
+    _, reward, terminated, truncated, info = next(s for s in steps if s[2] or s[3])
+    assert truncated and not terminated
+    assert reward == 0.0 and not info["success"]
+    assert saved.step("done")[1] == 1.0
+    saved.close()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

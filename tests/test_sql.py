@@ -10,6 +10,7 @@ from turnwise.envs.builtin.sql import Sql, same
 from turnwise.envs.builtin.sql_box import KERNELS, Database, QueryFailed, Result
 from turnwise.envs.builtin.sql_questions import DEPTHS
 from turnwise.envs.builtin.sql_tasks import make_world
+from turnwise.envs.builtin.sql_weaker import weakened
 from turnwise.envs.builtin.sql_world import SCHEMAS, answers
 from turnwise.envs.names import UnknownName
 from turnwise.envs.types import canonical_json
@@ -89,6 +90,64 @@ def test_a_query_that_holds_the_answer_is_wrong_on_the_other_database(sql):
         assert done and reward == 0.0 and not info["success"]
 
 
+def test_no_query_that_is_nearly_right_is_right_on_both_databases():
+    tried = 0
+    for world in worlds():
+        question = world.question
+        for query in weakened(question.sql):
+            found = [
+                answers(world.schema, rows, [query])[0] for rows in (world.visible, world.hidden)
+            ]
+            results = (Result((), tuple(rows), False) for rows in found)
+            pairs = zip(results, world.expected, strict=True)
+            assert not all(same(got, right, ordered=question.ordered) for got, right in pairs), (
+                query
+            )
+            tried += 1
+    assert tried > 100
+
+
+WEAKER = {
+    "select a from t where b = 'x and y' and c > 3": [
+        "select a from t where c > 3",
+        "select a from t where b = 'x and y'",
+        "select a from t where b = 'x and y' and c >= 3",
+    ],
+    "select sum(a) from t where d between 'u' and 'v'": [
+        "select sum ( a ) from t",
+        "select sum ( a ) from t where d > 'u' and d <= 'v'",
+        "select sum ( a ) from t where d >= 'u' and d < 'v'",
+    ],
+    "select a from t group by a having count(*) >= 2 order by a desc, b": [
+        "select a from t group by a order by a desc , b",
+        "select a from t group by a having count ( * ) >= 2",
+        "select a from t group by a having count ( * ) >= 2 order by a desc",
+        "select a from t group by a having count ( * ) >= 2 order by a , b",
+        "select a from t group by a having count ( * ) > 2 order by a desc , b",
+    ],
+    "select a from t where id not in (select b from u where c < 4)": [
+        "select a from t",
+        "select a from t where id not in ( select b from u )",
+        "select a from t where id not in ( select b from u where c <= 4 )",
+    ],
+}
+
+
+@pytest.mark.parametrize("query", WEAKER)
+def test_a_query_is_weakened_one_part_at_a_time(query):
+    assert sorted(weakened(query)) == sorted(WEAKER[query])
+
+
+def test_each_template_is_asked_at_its_depth():
+    """Telling a question from weaker ones does not drive the harder ones out."""
+    marks = {4: ("avg(", "between", "not in"), 5: ("rank()", "max(n)", "as n from")}
+    for depth, words in marks.items():
+        env = Sql(depth=depth)
+        made = [make_world(canonical_json(t.to_json())) for t in env.tasks("train")[:40]]
+        for word in words:
+            assert sum(word in world.question.sql for world in made) >= 4, word
+
+
 def test_lazy_queries_earn_nothing(sql):
     env = sql()
     for task in env.tasks("dev")[:10]:
@@ -138,6 +197,17 @@ HOSTILE = {
     "the clock": "select date('now')",
     "the clock again": "select current_timestamp",
     "the clock without words": "select strftime('%s')",
+    "the clock in bytes": "select strftime('%s', x'6e6f77')",
+    "the clock in bytes, as a date": "select date(x'6e6f77')",
+    "the clock by a modifier": "select julianday('subsec')",
+    "the clock in two parts": "select date('n' || 'ow')",
+    "the clock among blanks": "select date(' NOW ')",
+    "a date of nothing": "select date()",
+    "a julian day of nothing": "select julianday()",
+    "seconds since 1970": "select unixepoch()",
+    "the time": "select CURRENT_TIME",
+    "the day": "select current_date",
+    "the zone of the machine": "select date('2024-01-01', 'localtime')",
     "for ever": "with recursive a(x) as (select 1 union all select x + 1 from a) "
     "select max(x) from a",
     "for ever with rows": "with recursive a(x) as (select 1 union all select x + 1 from a) "

@@ -26,6 +26,7 @@ from turnwise.envs.adapters.gymnasium_worlds import Ending, describe, world_of
 from turnwise.envs.adapters.planning import shortest_plan, without_chance
 from turnwise.envs.base import Response, TextEnv
 from turnwise.envs.extras import MissingExtra
+from turnwise.envs.knobs import count
 from turnwise.envs.registry import UnknownEnv, make
 from turnwise.envs.sealing import opened, sealed
 from turnwise.envs.task_range import TaskRange
@@ -94,6 +95,8 @@ class FromGymnasium(TextEnv):
     ) -> None:
         self.gym = _made(env, arguments)
         self.known = known = world_of(env, self.gym)
+        if max_turns is not None:
+            count("max_turns", max_turns, 1)
         self.max_turns = max_turns or self.gym.spec.max_episode_steps or known.max_turns
         self.says = action_text(self.gym.action_space, actions or known.actions)
         self.show: Render = function_at(render) or known.show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,12 @@ import numpy as np
 
 MAX_SHOWN = 400
 """Elements of an array that are still written out."""
+
+
+PENDULUM_COST = math.pi**2 + 0.1 * 8.0**2 + 0.001 * 2.0**2
+"""The most that a step of Pendulum costs."""
+PENDULUM_UP = -300.0
+"""A return that only who swings it up reaches; gymnasium has no threshold."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,11 @@ class Ending:
     """By the environment itself. Neither is set where the agent's turns ran out."""
 
 
+def happy_end(ending: Ending) -> bool:
+    """Whether the world ended it with a reward above zero: success, where nothing else is known."""
+    return ending.terminated and ending.reward > 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     """What is known of one gymnasium environment."""
@@ -34,7 +46,8 @@ class World:
     """The environment of gymnasium to what the agent is told before the first observation."""
     show: Callable[[Any, Any], str]
     """(observation, environment) to what the agent reads."""
-    won: Callable[[Ending], bool]
+    won: Callable[[Ending], bool] = happy_end
+    """Where it is `happy_end` and gymnasium has a reward threshold, that decides."""
     returns: Callable[[int], tuple[float, float] | None] = lambda turns: None
     """Least and most that an episode of so many turns earns; None if that is not known."""
     actions: tuple[str, ...] = ()
@@ -73,19 +86,11 @@ def _number(value: Any) -> str:
 def world_of(id: str, gym: Any) -> World:
     """Return what is known of the environment `id`; of an unknown one, what holds for any."""
     name = re.sub(r"-v\d+$", "", id.rpartition("/")[2])
-    if (known := _KNOWN.get(name)) is not None:
-        return known
+    known = _KNOWN.get(name) or World(rules=lambda gym: f"This is {name}.", show=describe)
     threshold = gym.spec.reward_threshold
-
-    def won(ending: Ending) -> bool:
-        return ending.terminated and ending.reward > 0
-
-    def passed(ending: Ending) -> bool:
-        return ending.total >= threshold
-
-    rules = f"This is {name}."
-    won = won if threshold is None else passed
-    return World(rules=lambda gym: rules, show=describe, won=won)
+    if known.won is not happy_end or threshold is None:
+        return known
+    return replace(known, won=lambda ending: ending.total >= threshold)
 
 
 def _lake_rules(gym: Any) -> str:
@@ -148,6 +153,11 @@ def _blackjack(observation: Any, gym: Any) -> str:
     return f"your cards make {total}, {holds}; the dealer shows {dealer}"
 
 
+def _of_numbers(rules: str, **known: Any) -> World:
+    """Return a world of classic control: what is seen are numbers, which `rules` names."""
+    return World(rules=lambda gym: rules, show=describe, fast=True, **known)
+
+
 _LAKE = World(
     rules=_lake_rules,
     show=_lake,
@@ -194,5 +204,40 @@ _KNOWN = {
         fast=True,
         observed=True,
         max_turns=32,
+    ),
+    "CartPole": _of_numbers(
+        "Keep the pole upright and the cart between -2.4 and 2.4; every step earns 1. You see the "
+        "cart's position and velocity, the pole's angle in radians and its angular velocity.",
+        returns=lambda turns: (0.0, float(turns)),
+        actions=("left", "right"),
+        chance_reward=0.06,
+    ),
+    "MountainCar": _of_numbers(
+        "Drive out of the valley to position 0.5; every step costs 1. The engine is too weak for "
+        "the slope: swing. You see position and velocity.",
+        returns=lambda turns: (-float(turns), 0.0),
+        actions=("left", "none", "right"),
+    ),
+    "MountainCarContinuous": _of_numbers(
+        "Drive out of the valley to position 0.45, which earns 100; a force costs a tenth of its "
+        "square. The engine is too weak for the slope: swing. You see position and velocity.",
+        returns=lambda turns: (-0.1 * turns, 100.0),
+        chance_reward=0.51,  # of who does nothing, and so spends nothing
+    ),
+    "Acrobot": _of_numbers(
+        "Two links hang from a fixed joint: swing the free end above height 1; every step costs 1. "
+        "The action is the torque on the joint between them. You see cosine and sine of the first "
+        "angle, of the second, and both angular velocities.",
+        returns=lambda turns: (-float(turns), 0.0),
+        actions=("minus", "none", "plus"),
+        chance_reward=0.01,
+    ),
+    "Pendulum": _of_numbers(
+        "Swing the pendulum up and keep it there; a step costs the angle squared, a tenth of the "
+        "angular velocity squared and a thousandth of the torque squared. The action is the "
+        "torque. You see cosine and sine of the angle, 0 upright, and the angular velocity.",
+        won=lambda ending: ending.total >= PENDULUM_UP,
+        returns=lambda turns: (-PENDULUM_COST * turns, 0.0),
+        chance_reward=0.65,
     ),
 }

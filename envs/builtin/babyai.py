@@ -74,7 +74,7 @@ class BabyAI(ToolEnv):
     ) -> None:
         super().__init__(actions=actions, max_turns=max_turns)
         self._level = make_level(level)
-        self.level, self.discounted, self._own_limit = level, discounted, max_turns is None
+        self.level, self.discounted = level, discounted
         self._oracle: Oracle | None = None
 
     def tasks(self, split: str) -> Sequence[BabyTask]:
@@ -97,8 +97,7 @@ class BabyAI(ToolEnv):
         if task.level != self.level:
             raise ValueError(f"this is level {self.level!r}; the task is of {task.level!r}")
         seen, _ = self._level.reset(seed=task.seed)
-        if self._own_limit:
-            self.max_turns = int(self._level.max_steps)
+        self.max_turns = int(self._level.max_steps)
         self._steps: list[int] = []
         self._paid = 0.0
         self._oracle = None

@@ -19,9 +19,9 @@ from typing import ClassVar
 
 from turnwise.envs.builtin import arithmetic
 from turnwise.envs.builtin.word_problems import GOODS, PEOPLE, Problem, make_problem
-from turnwise.envs.knobs import span, within
+from turnwise.envs.knobs import count, span
 from turnwise.envs.seeds import derive
-from turnwise.envs.task_range import TaskRange
+from turnwise.envs.task_range import TaskRange, check_drawn
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
 from turnwise.envs.tools import ToolFailed, reward, tool
 from turnwise.envs.types import Task, digest
@@ -39,6 +39,9 @@ class Question(Task):
     steps: int = 2
     digits: int = 2
     asides: int = 0
+
+    def __post_init__(self) -> None:
+        check_drawn(self, steps=(1, MAX_STEPS), digits=(1, 4), asides=(0, 4))
 
 
 class Calculator(ToolEnv):
@@ -67,8 +70,8 @@ class Calculator(ToolEnv):
     ) -> None:
         super().__init__(actions=actions)
         self.steps = span("steps", steps, 1, MAX_STEPS)
-        self.digits = within("digits", digits, 1, 4)
-        self.asides = within("asides", asides, 0, 4)
+        self.digits = count("digits", digits, 1, 4)
+        self.asides = count("asides", asides, 0, 4)
 
     def tasks(self, split: str) -> Sequence[Question]:
         """Return the problems of a split, made on demand; difficulties take turns."""

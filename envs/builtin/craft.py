@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from turnwise.envs.builtin.craft_world import MADE, RAW, World, make_world, next_piece
-from turnwise.envs.knobs import span, within
+from turnwise.envs.knobs import count, span
 from turnwise.envs.seeds import derive
-from turnwise.envs.task_range import TaskRange
+from turnwise.envs.task_range import TaskRange, check_drawn
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
 from turnwise.envs.tools import ToolFailed, metric, reward, tool
 from turnwise.envs.types import Task, digest
@@ -46,6 +46,9 @@ class Order(Task):
     amount: int = 1
     distractors: int = 3
     told: bool = False
+
+    def __post_init__(self) -> None:
+        check_drawn(self, depth=(1, MAX_DEPTH), inputs=(1, 4), amount=(1, 3), distractors=(0, 20))
 
 
 class Craft(ToolEnv):
@@ -79,10 +82,10 @@ class Craft(ToolEnv):
     ) -> None:
         super().__init__(actions=actions)
         self.depths = span("depth", depth, 1, MAX_DEPTH)
-        self.inputs = within("inputs", inputs, 1, 4)
-        self.amount = within("amount", amount, 1, 3)
-        self.distractors = within("distractors", distractors, 0, 20)
-        self.told, self.slack = told, slack
+        self.inputs = count("inputs", inputs, 1, 4)
+        self.amount = count("amount", amount, 1, 3)
+        self.distractors = count("distractors", distractors, 0, 20)
+        self.told, self.slack = told, count("slack", slack, 0, 1000)
 
     def tasks(self, split: str) -> Sequence[Order]:
         """Return the orders of a split, made on demand; depths take turns."""

@@ -29,8 +29,9 @@ from turnwise.envs.builtin.filehunt_world import (
     World,
     make_world,
 )
-from turnwise.envs.knobs import span, within
+from turnwise.envs.knobs import count, share, span
 from turnwise.envs.seeds import derive
+from turnwise.envs.task_range import check_drawn
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
 from turnwise.envs.tools import ToolFailed, metric, reward, tool
 from turnwise.envs.types import Task, digest
@@ -50,6 +51,10 @@ class Hunt(Task):
     depth: int = 2
     siblings: int = 3
     decoys: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_drawn(self, depth=(1, MAX_DEPTH), siblings=(1, 8))
+        share("Hunt.decoys", self.decoys)
 
 
 class FileHunt(ToolEnv):
@@ -83,8 +88,8 @@ class FileHunt(ToolEnv):
     ) -> None:
         super().__init__(actions=actions)
         self.depths = span("depth", depth, 1, MAX_DEPTH)
-        self.siblings = within("siblings", siblings, 1, 8)
-        self.decoys, self.slack = decoys, slack
+        self.siblings = count("siblings", siblings, 1, 8)
+        self.decoys, self.slack = share("decoys", decoys), count("slack", slack, 0, 1000)
         if not 0 <= tool_failure < 1:
             raise ValueError(f"tool_failure is a probability below 1, got {tool_failure}")
         self.tool_failure = tool_failure

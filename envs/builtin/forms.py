@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 
 from turnwise.envs.builtin import forms_world
 from turnwise.envs.builtin.forms_world import Sheet, World, make_world
-from turnwise.envs.knobs import span, within
+from turnwise.envs.knobs import count, span
 from turnwise.envs.seeds import derive
-from turnwise.envs.task_range import TaskRange
+from turnwise.envs.task_range import TaskRange, check_drawn
 from turnwise.envs.tool_env import EpisodeView
 from turnwise.envs.tools import metric, reward
 from turnwise.envs.types import Task
@@ -43,6 +43,9 @@ class Brief(Task):
     distractors: int = 3
     strict: bool = True
     optional: int = 1
+
+    def __post_init__(self) -> None:
+        check_drawn(self, pages=(1, 6), fields=(1, 6), distractors=(0, 12), optional=(0, 3))
 
 
 class Forms(WebEnv):
@@ -86,10 +89,10 @@ class Forms(WebEnv):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.pages, self.slack = span("pages", pages, 1, 6), within("slack", slack, 0, 1000)
-        within("fields", fields, 1, 6)
-        within("distractors", distractors, 0, 12)
-        within("optional", optional, 0, 3)
+        self.pages, self.slack = span("pages", pages, 1, 6), count("slack", slack, 0, 1000)
+        count("fields", fields, 1, 6)
+        count("distractors", distractors, 0, 12)
+        count("optional", optional, 0, 3)
         self._fields: dict[str, Any] = {"fields": fields, "distractors": distractors}
         self._fields |= {"strict": strict, "optional": optional}
 
@@ -114,8 +117,8 @@ class Forms(WebEnv):
 
     @reward()
     def submitted(self, episode: EpisodeView) -> float:
-        """Pay for one submission that is right in every field."""
-        return float(self.db.get("submitted") == [dict(self.world.answers)])
+        """Pay for one submission that is right in every field, once the agent is done."""
+        return float(episode.terminated and self.db.get("submitted") == [dict(self.world.answers)])
 
     @metric
     def submissions(self, episode: EpisodeView) -> float:

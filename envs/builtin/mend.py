@@ -6,12 +6,11 @@ the agent cannot change, and what is paid is decided in a fresh box.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from turnwise.envs.builtin import mend_text
-from turnwise.envs.knobs import within
-from turnwise.envs.names import UnknownName, hint
+from turnwise.envs.knobs import count, share
 from turnwise.envs.sandbox_env import SandboxEnv
 from turnwise.envs.tool_env import EpisodeView
 from turnwise.envs.tools import ToolFailed, metric, reward, tool
@@ -42,8 +41,8 @@ class Mend(SandboxEnv):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        within("shaping", shaping, 0, 1)
-        within("slack", slack, 0, 1000)
+        share("shaping", shaping)
+        count("slack", slack, 0, 1000)
         self.line_numbers, self.shaping, self.slack = line_numbers, shaping, slack
 
     def begin_mend(
@@ -203,18 +202,3 @@ class Mend(SandboxEnv):
             known = mend_text.nearest(name, [*self.files, *self.read_only])
             raise ToolFailed(f"no file {path[:60]!r}; {known}")
         return name, text
-
-
-def known_names(what: str, names: Sequence[str], known: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of an argument.
-
-    Raises:
-        UnknownName: one is none of `known`; the message names the nearest.
-        TypeError: they are one str.
-    """
-    if isinstance(names, str):
-        raise TypeError(f"{what}s are a tuple of names, got {names!r}; write ({names!r},)")
-    for name in names:
-        if name not in known:
-            raise UnknownName(f"no {what} {name!r}; {hint(name, known)}")
-    return tuple(names)

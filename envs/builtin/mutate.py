@@ -70,7 +70,7 @@ def compiles(source: str) -> bool:
     """Whether `source` is Python."""
     try:
         ast.parse(source)
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
 

@@ -18,7 +18,7 @@ from functools import reduce
 from operator import xor
 from typing import Any, ClassVar
 
-from turnwise.envs.knobs import share, span, within
+from turnwise.envs.knobs import count, share, span
 from turnwise.envs.multi_agent import MultiAgentEnv
 from turnwise.envs.names import UnknownName, hint
 from turnwise.envs.seat import OtherPolicy, SingleAgentEnv
@@ -70,7 +70,7 @@ class Nim(MultiAgentEnv):
     ) -> None:
         super().__init__(actions=actions)
         self.counts = span("piles", piles, 2, 6)
-        self.sticks = within("sticks", sticks, 3, 15)
+        self.sticks = count("sticks", sticks, 3, 15)
         if winner not in self.agents:
             raise UnknownName(f"no agent {winner!r}; {hint(winner, self.agents)}")
         self.winner = winner

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 
 from turnwise.envs.builtin.python_problems import KINDS, Problem, make_problem
 from turnwise.envs.code_env import CodeEnv, text_of
-from turnwise.envs.names import UnknownName, hint
+from turnwise.envs.names import known_names
 from turnwise.envs.seeds import derive
-from turnwise.envs.task_range import TaskRange
+from turnwise.envs.task_range import TaskRange, check_drawn
 from turnwise.envs.tool_env import EpisodeView
 from turnwise.envs.tools import reward, tool
 from turnwise.envs.types import Task, digest
@@ -35,6 +35,10 @@ class Puzzle(Task):
     split: str = "train"
     index: int = 0
     kind: str = "multiples"
+
+    def __post_init__(self) -> None:
+        check_drawn(self)
+        known_names("kind of question", [self.kind], KINDS)
 
 
 class PythonTool(CodeEnv):
@@ -53,10 +57,7 @@ class PythonTool(CodeEnv):
 
     def __init__(self, *, kinds: Sequence[str] = (), **options: Any) -> None:
         super().__init__(**options)
-        for kind in kinds:
-            if kind not in KINDS:
-                raise UnknownName(f"no kind of question {kind!r}; {hint(kind, KINDS)}")
-        self.kinds = tuple(kinds) or tuple(KINDS)
+        self.kinds = known_names("kind of question", kinds, KINDS) or tuple(KINDS)
 
     def tasks(self, split: str) -> Sequence[Puzzle]:
         """Return the questions of a split, made on demand; kinds take turns."""

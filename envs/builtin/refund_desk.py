@@ -33,7 +33,7 @@ from turnwise.envs.builtin.refund_desk_shop import (
 from turnwise.envs.builtin.refund_desk_tasks import MAX_LEVEL, MAX_REQUESTS, MAX_USERS, Ticket
 from turnwise.envs.builtin.refund_desk_tools import DeskTools
 from turnwise.envs.builtin.refund_desk_user import Customer
-from turnwise.envs.knobs import share, span, within
+from turnwise.envs.knobs import count, share, span
 from turnwise.envs.task_range import TaskRange
 from turnwise.envs.tool_env import EpisodeView
 from turnwise.envs.tools import reward
@@ -125,9 +125,8 @@ class RefundDesk(DeskTools):
         self.forbidden = share("forbidden", forbidden)
         self.cooperative = share("cooperative", cooperative)
         self.fickle = share("fickle", fickle)
-        self.users = within("users", users, 2, MAX_USERS)
-        self.terse, self.slack = terse, slack
-        self._own_limit = max_turns is None
+        self.users = count("users", users, 2, MAX_USERS)
+        self.terse, self.slack = terse, count("slack", slack, 0, 1000)
 
     def tasks(self, split: str) -> Sequence[Ticket]:
         """Return the conversations of a split, made on demand; numbers and levels take turns."""
@@ -163,9 +162,8 @@ class RefundDesk(DeskTools):
         self.db = self.desk.records.copy()
         self.customer = Customer(self.desk.script, self.desk.records)
         self.notes = Notes()
-        if self._own_limit:
-            own = sum(record.get("user") == self.desk.user for record in self.db.base.values())
-            self.max_turns = TURNS_BESIDES + task.requests * TURNS_PER_REQUEST + own + self.slack
+        own = sum(record.get("user") == self.desk.user for record in self.db.base.values())
+        self.max_turns = TURNS_BESIDES + task.requests * TURNS_PER_REQUEST + own + self.slack
         return f"{self.desk.policy.text()}\n\ncustomer: {self.customer.greeting()}"
 
     @reward(weight=1.0)

@@ -9,6 +9,8 @@ from turnwise.envs.builtin import refund_desk_world as world
 from turnwise.envs.builtin.refund_desk_policy import Policy
 from turnwise.envs.builtin.refund_desk_user import Script
 from turnwise.envs.builtin.state_diff import Records
+from turnwise.envs.knobs import share
+from turnwise.envs.task_range import check_drawn
 from turnwise.envs.types import Task
 
 MAX_REQUESTS, MAX_LEVEL, MAX_USERS = 4, 6, 64
@@ -27,6 +29,11 @@ class Ticket(Task):
     fickle: float = 0.25
     users: int = 8
     terse: bool = False
+
+    def __post_init__(self) -> None:
+        check_drawn(self, requests=(1, MAX_REQUESTS), rules=(1, MAX_LEVEL), users=(2, MAX_USERS))
+        for name in ("forbidden", "cooperative", "fickle"):
+            share(f"Ticket.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, slots=True)

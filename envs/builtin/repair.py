@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from turnwise.envs.builtin.code_box import outcomes, start_runner
-from turnwise.envs.builtin.mend import Mend, known_names
+from turnwise.envs.builtin.mend import Mend
 from turnwise.envs.builtin.mutate_kinds import KINDS
 from turnwise.envs.builtin.repair_programs import TEMPLATES
 from turnwise.envs.builtin.repair_report import REPORTS, passes
 from turnwise.envs.builtin.repair_world import World, make_world
-from turnwise.envs.knobs import within
+from turnwise.envs.knobs import count
+from turnwise.envs.names import known_names
 from turnwise.envs.task_range import TaskRange
 from turnwise.envs.types import Task, canonical_json
 from turnwise.sandboxes.base import Limits, Sandbox
@@ -82,8 +83,8 @@ class Repair(Mend):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        within("n_bugs", n_bugs, 1, MAX_BUGS)
-        within("n_files", n_files, 1, MAX_FILES)
+        count("n_bugs", n_bugs, 1, MAX_BUGS)
+        count("n_files", n_files, 1, MAX_FILES)
         self.n_bugs, self.n_files, self.held_out = n_bugs, n_files, held_out
         self.templates = known_names("template", templates, TEMPLATES)
         self.kinds = known_names("kind of bug", kinds, KINDS)

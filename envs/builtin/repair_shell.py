@@ -28,11 +28,20 @@ class RepairShell(Repair):
         if "\0" in command:
             raise ToolFailed("a command cannot hold NUL")
         for name, text in {**self.files, **self.read_only}.items():
-            self.put_file(name, text.encode("utf-8", "replace"))
+            self._put(name, text.encode("utf-8", "replace"))
         said = text_of(self.run_shell(command))
         self._take_back()
         self._last = "bash"
         return said
+
+    def _put(self, name: str, data: bytes) -> None:
+        """Write a file, also where the last command left a link, a folder or a pipe."""
+        try:
+            self.put_file(name, data)
+        except ToolFailed:
+            remove = 'chmod -R u+rwx "$1"; rm -rf "$1"'
+            self.box.exec(["sh", "-c", remove, "sh", self._place(name)])
+            self.put_file(name, data)
 
     def _take_back(self) -> None:
         """Read the programs as the command left them; one that is gone is empty."""

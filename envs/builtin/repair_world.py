@@ -36,7 +36,10 @@ MAX_STEPS = 20_000
 """Loop rounds and calls of one test; a mutant that takes more is not used."""
 VISIBLE, HIDDEN = 8, 24
 """Tests per file; the visible ones are among the hidden."""
-TRIES, DRAWS = 40, 60
+MIN_UNSEEN = 3
+"""Different tests that are not shown, and that a program with one of the bugs or with all of them
+still fails when it knows the visible answers by heart."""
+TRIES, DRAWS = 200, 60
 """Programs that are made for one task, and sets of bugs for one program, before it is given up."""
 
 
@@ -139,7 +142,8 @@ def _tests(rng: random.Random, program: Program) -> list[Test]:
     return tests
 
 
-Bugs = dict[str, tuple[Mutation, ...]]
+Drawn = dict[str, tuple[Mutation, ...]]
+"""File name -> the bugs in it."""
 
 
 def _choose_bugs(
@@ -148,8 +152,8 @@ def _choose_bugs(
     task: Mapping[str, Any],
     visible: Sequence[Test],
     rest: Sequence[Test],
-) -> Bugs | None:
-    """Return as many bugs as the task has, each of which a visible test sees by itself."""
+) -> Drawn | None:
+    """Return as many bugs as the task has, each of which is seen by itself: see `_fails`."""
     offered = [(f, m) for f, text in original.items() for m in mutations(text, task["kinds"])]
     kinds = sorted({bug.kind for _, bug in offered})
     seen: dict[tuple[str, Mutation], bool] = {}
@@ -159,7 +163,8 @@ def _choose_bugs(
             continue
         for one in [(file, bug) for file, bugs in drawn.items() for bug in bugs]:
             if one not in seen:
-                seen[one] = _fails(_with(original, {one[0]: (one[1],)}), visible)
+                alone = _with(original, {one[0]: (one[1],)})
+                seen[one] = _fails(alone, visible, rest)
             if not seen[one]:
                 break
         else:
@@ -171,9 +176,9 @@ def _choose_bugs(
 
 def _draw(
     rng: random.Random, offered: Sequence[tuple[str, Mutation]], kinds: Sequence[str], count: int
-) -> Bugs:
+) -> Drawn:
     """Return bugs on lines of their own, each kind as likely as another; at times too few."""
-    found: Bugs = {}
+    found: Drawn = {}
     for _ in range(count):
         kind = rng.choice(kinds)
         file, bug = rng.choice([one for one in offered if one[1].kind == kind])
@@ -182,7 +187,7 @@ def _draw(
     return found
 
 
-def _with(original: Mapping[str, str], bugs: Bugs) -> dict[str, str]:
+def _with(original: Mapping[str, str], bugs: Drawn) -> dict[str, str]:
     return {name: apply(source, bugs.get(name, ())) for name, source in original.items()}
 
 
@@ -192,14 +197,35 @@ def _run(files: Mapping[str, str], tests: Sequence[Test]) -> list[str]:
     return [runs[test.call.module](test.call) for test in tests]
 
 
-def _fails(files: Mapping[str, str], tests: Sequence[Test], others: Sequence[Test] = ()) -> bool:
-    """Whether one of `tests` fails, and none of them or of `others` goes on for ever."""
+def _fails(files: Mapping[str, str], visible: Sequence[Test], rest: Sequence[Test]) -> bool:
+    """Whether a visible test fails, none goes on for ever, and knowing the visible is no help."""
     try:
-        got = _run(files, (*tests, *others))
+        got = _run(files, (*visible, *rest))
     except SyntaxError:
         return False
-    failed = any(text != test.expected for text, test in zip(got, tests, strict=False))
-    return failed and "hangs" not in got
+    if "hangs" in got or all(map(_agree, got[: len(visible)], visible)):
+        return False
+    learned = _run({name: by_heart(name, text, visible) for name, text in files.items()}, rest)
+    known = {str(test) for test in visible}
+    wrong = {str(test) for text, test in zip(learned, rest, strict=True) if not _agree(text, test)}
+    return len(wrong - known) >= MIN_UNSEEN
+
+
+def _agree(got: str, test: Test) -> bool:
+    return got == test.expected
+
+
+def by_heart(name: str, source: str, visible: Sequence[Test]) -> str:
+    """Return the program of a file as it is, but for the inputs that the agent can read."""
+    lines = [source]
+    own = [test for test in visible if test.call.module == name.removesuffix(".py")]
+    for function in sorted({test.call.function for test in own}):
+        pairs = [(list(t.call.args), t.expected) for t in own if t.call.function == function]
+        known = ", ".join(f"({args!r}, {text})" for args, text in pairs)
+        lines += [f"_real_{function} = {function}", f"def {function}(*args):"]
+        lines += [f"    for given, value in [{known}]:", "        if list(args) == given:"]
+        lines += ["            return value", f"    return _real_{function}(*args)"]
+    return "\n".join(lines) + "\n"
 
 
 class Counted:

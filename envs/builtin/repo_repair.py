@@ -1,8 +1,13 @@
 """RepoRepair: mend a bug in a real package, a folder that you point at.
 
-Bugs are put into its functions; only those are used that its own tests see. The tests run beside
-the code that they test, so an edit that could reach them is refused (see `repo_guard`). What is
-submitted is judged in a fresh box, from the folder's own files and the modules that were edited.
+Bugs are put into its functions; only those are used that its own tests see. What is submitted is
+judged in a fresh box, from the folder's own files and the modules that were edited.
+
+The tests run beside the code that they test, as the folder's author wrote them, and no process can
+judge itself for certain. So an edit may add only what is known to be harmless (see `repo_guard`,
+which also says what that leaves open), and with unittest's discovery each test has a process of its
+own, whose word is checked by one that never loads the folder's code (see `repo_runner`). With a
+`test_command` the results are what that command prints: the guard alone is between.
 """
 
 from __future__ import annotations
@@ -14,12 +19,13 @@ from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
 from turnwise.envs.builtin.mend import Mend
+from turnwise.envs.builtin.mutate import compiles
 from turnwise.envs.builtin.repo_files import read_folder, texts, without_tests
 from turnwise.envs.builtin.repo_guard import objection
 from turnwise.envs.builtin.repo_sample import FILES
 from turnwise.envs.builtin.repo_suite import Folder, Results
-from turnwise.envs.builtin.repo_world import Mutant, Repo, explore
-from turnwise.envs.knobs import within
+from turnwise.envs.builtin.repo_world import Mutant, Repo, UnfitRepo, explore
+from turnwise.envs.knobs import count, within
 from turnwise.envs.seeds import derive
 from turnwise.envs.tools import ToolFailed, tool
 from turnwise.envs.types import Task, digest
@@ -78,8 +84,8 @@ class RepoRepair(Mend):
     ) -> None:
         super().__init__(**options)
         within("timeout_s", timeout_s, 0, 600)
-        within("per_function", per_function, 1, 100)
-        within("max_functions", max_functions, 3, 10_000)
+        count("per_function", per_function, 1, 100)
+        count("max_functions", max_functions, 3, 10_000)
         within("hide", hide, 0, 1)
         sample = {path: text.encode() for path, text in FILES.items()}
         self._contents = read_folder(repo) if repo else sample
@@ -110,6 +116,13 @@ class RepoRepair(Mend):
         """Return the bugs of a split; no two splits put bugs into the same function."""
         known, repo = self.known_split(split), self.repo
         own = [mutant for mutant in repo.mutants if mutant.split == known]
+        if not own:
+            count = len({(mutant.path, mutant.function) for mutant in repo.mutants})
+            raise UnfitRepo(
+                f"no task in split {known!r}: a hash of a function's path and name decides its "
+                f"split, and none of the {count} that have bugs falls there; raise max_functions, "
+                "point at a larger folder, or use another split"
+            )
         return [
             RepoBug(repo=repo.sha, split=known, index=i, hidden=_fields(mutant))
             for i, mutant in enumerate(own)
@@ -169,8 +182,12 @@ class RepoRepair(Mend):
 
     def refuse(self, name: str, text: str) -> None:
         """Refuse what could reach the tests that run beside the code."""
-        if (word := objection(self.original[name], text)) is not None:
+        if (word := self._objection(name, text)) is not None:
             raise ToolFailed(f"a mend of {name} must not add {word[:60]!r}", "not_allowed")
+
+    def _objection(self, name: str, text: str) -> str | None:
+        sources = self.repo.sources
+        return objection(sources[name], text, sources.values(), self.broken[name])
 
     def try_visible(self) -> tuple[str, float]:
         """Run the suite in this episode's box, without the tests that are hidden."""
@@ -183,7 +200,8 @@ class RepoRepair(Mend):
 
     def is_right(self) -> bool:
         """Run the whole suite in a fresh box on the folder's own files and the edited modules."""
-        if any(objection(self.original[name], text) for name, text in self.files.items()):
+        changed = [(name, text) for name, text in self.files.items() if text != self.broken[name]]
+        if any(self._objection(*one) or not compiles(one[1]) for one in changed):
             return False
         files = {**self.repo.files, **self._edited()}
         with self.fresh_box() as box:

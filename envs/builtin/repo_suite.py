@@ -16,11 +16,23 @@ WHOLE = "the test command"
 """The name of the one test that a command is of which nothing more can be read."""
 MAX_TOLD = 200
 
+NO_TESTS = (
+    "unittest found no tests: it looks in files called test*.py for classes derived from "
+    "unittest.TestCase, and in a folder such as tests/ only if there is a tests/__init__.py; for "
+    "tests of another kind give test_command='python3 -m pytest -q -rA'"
+)
+NO_PYTEST = (
+    "pytest is not in the box: with bubblewrap the box has the machine's /usr, so install it "
+    "there (apt-get install python3-pytest); with docker, build an image that has it (turnwise "
+    "sandbox image build --packages python3-pytest) and give backend='docker', image=..."
+)
+
 Results = dict[str, str]
 """Test name -> what went wrong; empty for nothing."""
 
 _ENV = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ".:src"}
 _PYTEST = re.compile(r"^(PASSED|FAILED|ERROR|XFAIL|XPASS) (\S+?::\S+)(?: - (.*))?$", re.M)
+_NO_PYTEST = re.compile(r"No module named '?pytest|pytest: (command )?not found")
 _UNITTEST = re.compile(r"^(\w+) \(([\w.]+)\)(?:\n.*?)? \.\.\. (ok|FAIL|ERROR|skipped.*)$", re.M)
 
 
@@ -64,22 +76,26 @@ def _read(ran: ExecResult, command: str | None) -> Results:
     found = _by_command(ran.text) if command else _by_runner(ran)
     if found:
         return found
+    if found is not None and not command:
+        return {WHOLE: NO_TESTS}
+    if _NO_PYTEST.search(ran.text):
+        return {WHOLE: NO_PYTEST}
     if command and ran.exit_code == 0:
         return {WHOLE: ""}
     last = (ran.text.strip().splitlines() or [""])[-1]
     return {WHOLE: f"exit code {ran.exit_code} {last}"[:MAX_TOLD]}
 
 
-def _by_runner(ran: ExecResult) -> Results:
-    """Return what the runner printed: its one line, at the end of a run that ended well."""
+def _by_runner(ran: ExecResult) -> Results | None:
+    """Return what the runner printed, one line at the end of a run that ended well; else None."""
     lines = ran.stdout.decode("utf-8", "replace").splitlines()
     if ran.exit_code or len(lines) != 1 or not lines[0].startswith(MARK):
-        return {}
+        return None
     try:
         value = json.loads(lines[0][len(MARK) :])
     except ValueError:
-        return {}
-    return {str(name): str(why) for name, why in value.items()} if isinstance(value, dict) else {}
+        return None
+    return {str(k): str(why) for k, why in value.items()} if isinstance(value, dict) else None
 
 
 def _by_command(text: str) -> Results:

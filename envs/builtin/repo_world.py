@@ -18,13 +18,14 @@ from typing import Any
 from turnwise.envs.builtin.mutate import Mutation, apply
 from turnwise.envs.builtin.repo_files import functions, modules
 from turnwise.envs.builtin.repo_suite import Folder
+from turnwise.envs.seeds import derive
 from turnwise.envs.types import digest
 from turnwise.sandboxes.base import Sandbox
 
-VERSION = 1
+VERSION = 2
 """Of what is kept on disk; raise it when mutants or the way they are run change."""
-PATTERN = ("train", "test", "dev", *["train"] * 7)
-"""The split of each function that has mutants, in turn: no two splits share one."""
+SHARES = (*["train"] * 6, *["dev"] * 2, *["test"] * 2)
+"""Of ten classes of functions, by hash, the split of each: no two splits share a function."""
 TRIES = 3
 """Mutations of a function that are tried for each one that is wanted."""
 RUNS = 2
@@ -67,6 +68,11 @@ class UnfitRepo(ValueError):
     """The folder offers no tasks; the message says what its tests said."""
 
 
+def split_of(path: str, function: str) -> str:
+    """Return the split of a function, which does not depend on what else there is."""
+    return SHARES[derive("split", path, function) % len(SHARES)]
+
+
 def content_hash(files: Mapping[str, bytes]) -> str:
     """Return 16 hex digits over paths and contents."""
     return digest({path: hashlib.sha256(data).hexdigest() for path, data in files.items()})
@@ -98,7 +104,7 @@ def explore(
         UnfitRepo: no test passes in the clean folder, or no mutant is seen by one.
         SandboxError: the machine failed.
     """
-    bounds = [command, per_function, max_functions, VERSION]
+    bounds = [command, per_function, max_functions, timeout_s, VERSION]
     key = digest([content_hash(files), bounds])
     with _lock:  # one at a time: the others find it in memory
         if key not in _known:
@@ -128,7 +134,7 @@ def _search(
     with open_box() as box:
         folder = Folder(box)
         passing = _passing(folder, files, command, timeout_s)
-        for path, _, offered in functions(sources):
+        for path, function, offered in functions(sources):
             if with_mutants == bounds[2]:
                 break
             accepted = []
@@ -140,7 +146,7 @@ def _search(
                     accepted.append((mutation, failing))
                 if len(accepted) == bounds[1]:
                     break
-            split = PATTERN[with_mutants % len(PATTERN)]
+            split = split_of(path, function)
             with_mutants += bool(accepted)
             mutants += [_mutant(path, split, *one) for one in accepted]
             folder.run(files, command, timeout_s)
@@ -165,7 +171,7 @@ def _passing(
     if not passing:
         said = "; ".join(f"{name}: {why}" for name, why in list(runs[0].items())[:2]) or "nothing"
         how = command or "unittest's discovery"
-        raise UnfitRepo(f"no test passes in the clean folder by {how}, which says: {said[:300]}")
+        raise UnfitRepo(f"no test passes in the clean folder by {how}, which says: {said[:400]}")
     return passing
 
 

@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 from turnwise.envs.builtin import shop_goods as goods
 from turnwise.envs.builtin.shop_expert import next_action
 from turnwise.envs.builtin.shop_world import World, make_world
-from turnwise.envs.knobs import span, within
+from turnwise.envs.knobs import count, span
 from turnwise.envs.seeds import derive
-from turnwise.envs.task_range import TaskRange
+from turnwise.envs.task_range import TaskRange, check_drawn
 from turnwise.envs.tool_env import EpisodeView
 from turnwise.envs.tools import metric, reward
 from turnwise.envs.types import Task
@@ -30,6 +30,14 @@ from turnwise.envs.web.env import WebEnv
 
 SIZES = {"train": 1_000_000, "dev": 10_000, "test": 10_000}
 PER_PAGE = 8
+BOUNDS: dict[str, tuple[int, int]] = {
+    "products": (8, 480),
+    "constraints": (1, 5),
+    "items": (1, 4),
+    "distractors": (0, 8),
+    "depth": (0, 3),
+    "per_page": (2, 24),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,11 @@ class Errand(Task):
     per_page: int = PER_PAGE
     extras: bool = True
     typed_address: bool = False
+
+    def __post_init__(self) -> None:
+        check_drawn(self, **BOUNDS)
+        least = least_products(self.items, self.depth, self.per_page, self.distractors)
+        count("Errand.products", self.products, least, BOUNDS["products"][1])
 
 
 class Shop(WebEnv):
@@ -97,14 +110,14 @@ class Shop(WebEnv):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.items, self.depths = span("items", items, 1, 4), span("depth", depth, 0, 3)
-        within("constraints", constraints, 1, 5)
-        within("distractors", distractors, 0, 8)
-        within("per_page", per_page, 2, 24)
-        within("slack", slack, 0, 1000)
-        self.filters, self.slack = filters, slack
-        least = self.items[1] * max((self.depths[1] + 1) * per_page, distractors + 1)
-        within("products", products, 8, 480)
+        self.items = span("items", items, *BOUNDS["items"])
+        self.depths = span("depth", depth, *BOUNDS["depth"])
+        self.filters, self.slack = filters, count("slack", slack, 0, 1000)
+        count("constraints", constraints, *BOUNDS["constraints"])
+        count("distractors", distractors, *BOUNDS["distractors"])
+        count("per_page", per_page, *BOUNDS["per_page"])
+        count("products", products, *BOUNDS["products"])
+        least = least_products(self.items[1], self.depths[1], per_page, distractors)
         if products < least:
             raise ValueError(
                 f"products must be at least {least} for items={items}, depth={depth}, "
@@ -133,8 +146,8 @@ class Shop(WebEnv):
 
     @reward()
     def ordered(self, episode: EpisodeView) -> float:
-        """Pay for the one order that was asked for."""
-        return float(self.db.get("orders") == [self.world.order()])
+        """Pay for the one order that was asked for, once the agent is done."""
+        return float(episode.terminated and self.db.get("orders") == [self.world.order()])
 
     @metric
     def orders(self, episode: EpisodeView) -> float:
@@ -150,6 +163,11 @@ class Shop(WebEnv):
         items = low + index % (high - low + 1)
         depth = shallow + index // (high - low + 1) % (deep - shallow + 1)
         return Errand(split=split, index=index, items=items, depth=depth, **self._fields)
+
+
+def least_products(items: int, depth: int, per_page: int, distractors: int) -> int:
+    """Return how large the catalogue of an errand must be."""
+    return items * max((depth + 1) * per_page, distractors + 1)
 
 
 def task_world(task: Errand) -> World:

@@ -19,9 +19,9 @@ from functools import lru_cache
 from typing import ClassVar, Literal
 
 from turnwise.envs.builtin.sokoban_world import Boxes, Cell, Level, make_level, solve, step
-from turnwise.envs.knobs import span, within
+from turnwise.envs.knobs import count, span
 from turnwise.envs.seeds import derive
-from turnwise.envs.task_range import TaskRange
+from turnwise.envs.task_range import TaskRange, check_drawn
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
 from turnwise.envs.tools import ToolFailed, metric, reward, tool
 from turnwise.envs.types import Task, digest
@@ -39,6 +39,9 @@ class Puzzle(Task):
     size: int = 6
     boxes: int = 1
     pushes: int = 2
+
+    def __post_init__(self) -> None:
+        check_drawn(self, size=(5, 8), boxes=(1, 3), pushes=(1, MAX_PUSHES))
 
 
 class Sokoban(ToolEnv):
@@ -68,8 +71,9 @@ class Sokoban(ToolEnv):
         actions: str = "command",
     ) -> None:
         super().__init__(actions=actions)
-        self.size, self.boxes = within("size", size, 5, 8), within("boxes", boxes, 1, 3)
-        self.pushes, self.slack = span("pushes", pushes, 1, MAX_PUSHES), slack
+        self.size, self.boxes = count("size", size, 5, 8), count("boxes", boxes, 1, 3)
+        self.pushes = span("pushes", pushes, 1, MAX_PUSHES)
+        self.slack = count("slack", slack, 0, 1000)
 
     def tasks(self, split: str) -> Sequence[Puzzle]:
         """Return the levels of a split, made on demand; difficulties take turns."""

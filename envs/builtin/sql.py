@@ -17,14 +17,15 @@ from turnwise.envs.builtin.sql_box import Database, QueryFailed, Result
 from turnwise.envs.builtin.sql_questions import DEPTHS
 from turnwise.envs.builtin.sql_tasks import SqlWorld, make_world
 from turnwise.envs.builtin.sql_world import SCHEMAS
-from turnwise.envs.knobs import span, within
-from turnwise.envs.names import UnknownName, hint
-from turnwise.envs.task_range import TaskRange
+from turnwise.envs.knobs import count, span
+from turnwise.envs.names import hint, known_names
+from turnwise.envs.task_range import TaskRange, check_drawn
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
 from turnwise.envs.tools import ToolFailed, reward, tool
 from turnwise.envs.types import Task, canonical_json, digest
 
 SIZES = {"train": 1_000_000, "dev": 10_000, "test": 10_000}
+SIZE = 6, 40
 SPLIT_SCHEMAS = {
     "train": ("cinema", "clinic", "shop"),
     "dev": ("library",),
@@ -44,7 +45,9 @@ class Asked(Task):
     size: int = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schemas", tuple(self.schemas))  # JSON makes a list of it
+        check_drawn(self, depth=(1, len(DEPTHS)), size=SIZE)
+        schemas = known_names("schema", self.schemas or SPLIT_SCHEMAS[self.split], SCHEMAS)
+        object.__setattr__(self, "schemas", schemas)  # JSON makes a list of it
 
 
 class Sql(ToolEnv):
@@ -84,10 +87,11 @@ class Sql(ToolEnv):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.depths, self.schemas = span("depth", depth, 1, len(DEPTHS)), _known(schemas)
-        self.size = within("size", size, 6, 40)
-        self.schema_shown, self.max_rows = schema_shown, within("max_rows", max_rows, 1, 100)
-        self.slack = within("slack", slack, 0, 1000)
+        self.depths = span("depth", depth, 1, len(DEPTHS))
+        self.schemas = known_names("schema", schemas, SCHEMAS)
+        self.size = count("size", size, *SIZE)
+        self.schema_shown, self.max_rows = schema_shown, count("max_rows", max_rows, 1, 100)
+        self.slack = count("slack", slack, 0, 1000)
 
     def tasks(self, split: str) -> Sequence[Asked]:
         """Return the questions of a split, made on demand; depths take turns."""
@@ -240,12 +244,3 @@ def same(result: Result, expected: Sequence[Sequence[Any]], *, ordered: bool) ->
 def _plain(row: Sequence[Any]) -> tuple[Any, ...]:
     """Return a row so that 2 and 2.0 are equal, and 2 and '2' are not."""
     return tuple(round(float(v), 6) + 0.0 if isinstance(v, int | float) else v for v in row)
-
-
-def _known(schemas: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(schemas, str):
-        raise TypeError(f"schemas is a tuple of names, got {schemas!r}; write ({schemas!r},)")
-    for name in schemas:
-        if name not in SCHEMAS:
-            raise UnknownName(f"no schema {name!r}; {hint(name, SCHEMAS)}")
-    return tuple(schemas)

@@ -287,11 +287,11 @@ def crossed(rng: random.Random, schema: Schema) -> Question | None:
     return Question(
         f"For each {first.name} of the {one.table} and each {second.name} of the {two.table}, give "
         f"both and how many {table.name} there are with them, if any; the highest number first, "
-        f"equal ones by {first.name}, then by {second.name}.",
+        f"equal ones by {second.name}, then by {first.name}.",
         f"select a.{first.name}, b.{second.name}, count(*) as n from {table.name} m "
         f"join {one.table} a on m.{a} = a.id join {two.table} b on m.{b} = b.id "
         f"group by a.{first.name}, b.{second.name} "
-        f"order by n desc, a.{first.name}, b.{second.name}",
+        f"order by n desc, b.{second.name}, a.{first.name}",
         (table.name, one.table, two.table),
         ordered=True,
     )

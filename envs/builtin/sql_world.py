@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -180,7 +180,13 @@ _ENDS = "a bert da ena fa gil ia ka lin mo na ot ra sa ton"
 LABELS = tuple(start + end for start in _WORDS.split() for end in _ENDS.split())
 
 
-def make_rows(rng: random.Random, schema: Schema, size: int) -> dict[str, list[tuple[Any, ...]]]:
+Draw = Callable[[Column, Any], Any]
+"""What stands in a column of numbers or dates in place of a value that was drawn evenly."""
+
+
+def make_rows(
+    rng: random.Random, schema: Schema, size: int, draw: Draw = lambda _, value: value
+) -> dict[str, list[tuple[Any, ...]]]:
     """Return rows for every table: about `size` in those that refer to nothing, else three times.
 
     A few rows are referred to by none. Labels are unique in a table.
@@ -196,14 +202,19 @@ def make_rows(rng: random.Random, schema: Schema, size: int) -> dict[str, list[t
             for n in [len(rows[ref.table])]
         }
         rows[table.name] = [
-            tuple(_value(rng, column, number, labels, wanted) for column in table.columns)
+            tuple(_value(rng, column, number, labels, wanted, draw) for column in table.columns)
             for number in range(1, count + 1)
         ]
     return rows
 
 
 def _value(
-    rng: random.Random, column: Column, number: int, labels: Any, wanted: Mapping[str, list[int]]
+    rng: random.Random,
+    column: Column,
+    number: int,
+    labels: Any,
+    wanted: Mapping[str, list[int]],
+    draw: Draw,
 ) -> Any:
     if column.kind == "id":
         return number
@@ -212,9 +223,9 @@ def _value(
     if column.kind == "category":
         return rng.choice(column.values)
     if column.kind == "number":
-        return rng.randint(column.low, column.high)
+        return draw(column, rng.randint(column.low, column.high))
     if column.kind == "date":
-        return f"2024-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
+        return draw(column, f"2024-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}")
     return rng.choice(wanted[column.table])
 
 

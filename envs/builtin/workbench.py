@@ -20,16 +20,22 @@ from turnwise.envs.builtin import workbench_world as world
 from turnwise.envs.builtin.people import NAMES
 from turnwise.envs.builtin.workbench_grade import repairs, wrongs
 from turnwise.envs.builtin.workbench_maker import ANIMALS
-from turnwise.envs.builtin.workbench_tasks import TEMPLATES, Chore, make_desk
+from turnwise.envs.builtin.workbench_tasks import (
+    MAX_DISTRACTORS,
+    MAX_INBOX,
+    TEMPLATES,
+    Chore,
+    make_desk,
+)
 from turnwise.envs.builtin.workbench_tools import BenchTools, key_of
-from turnwise.envs.knobs import span, within
+from turnwise.envs.knobs import count, span
 from turnwise.envs.task_range import TaskRange
 from turnwise.envs.tool_env import EpisodeView
 from turnwise.envs.tools import reward
 from turnwise.envs.types import Task, digest
 
 SIZES = {"train": 1_000_000, "dev": 10_000, "test": 10_000}
-MAX_DEPTH, MAX_DISTRACTORS, MAX_INBOX = 4, 4, 64
+MAX_DEPTH = 4
 RULES = (
     "change nothing else. a mail that you send says what it is to say and holds no other slot, "
     "number or title. when all is done, call done."
@@ -79,12 +85,12 @@ class Workbench(BenchTools):
     ) -> None:
         super().__init__(actions=actions, max_turns=max_turns)
         low, high = span("depth", depth, 1, MAX_DEPTH)
-        self.distractors = within("distractors", distractors, 0, MAX_DISTRACTORS)
-        self.inbox, self.slack = within("inbox", inbox, 0, MAX_INBOX), slack
+        self.distractors = count("distractors", distractors, 0, MAX_DISTRACTORS)
+        self.inbox = count("inbox", inbox, 0, MAX_INBOX)
+        self.slack = count("slack", slack, 0, 1000)
         self.templates = [
             template.__name__ for level in range(low, high + 1) for template in TEMPLATES[level]
         ]
-        self._own_limit = max_turns is None
 
     def tasks(self, split: str) -> Sequence[Chore]:
         """Return the errands of a split, made on demand; their kinds take turns."""
@@ -114,8 +120,7 @@ class Workbench(BenchTools):
         self.db = self.desk.records.copy()
         self.wanted = {key_of(name, args) for name, args in self.desk.errand.reads}
         self.seen = set()
-        if self._own_limit:
-            self.max_turns = len(self.wanted) + len(self.desk.errand.writes) + 1 + self.slack
+        self.max_turns = len(self.wanted) + len(self.desk.errand.writes) + 1 + self.slack
         me = self.db["me"]
         opening = f"now {me['now']}. you are the assistant of {me['address']}."
         return f"{opening}\n{self.desk.errand.text}\n{RULES}"

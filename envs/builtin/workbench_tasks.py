@@ -26,7 +26,9 @@ from turnwise.envs.builtin.workbench_parts import (
     the_mail,
 )
 from turnwise.envs.builtin.workbench_world import Call
+from turnwise.envs.names import known_names
 from turnwise.envs.seeds import derive
+from turnwise.envs.task_range import check_drawn
 from turnwise.envs.types import Task
 
 
@@ -100,6 +102,7 @@ TEMPLATES: Mapping[int, tuple[Callable[[Maker], Errand], ...]] = {
     4: (somebody_left, forward_file, add_and_tell, meet_by_mail),
 }
 """By depth: 1 one app, 2 a chain through two or three, 3 and 4 longer chains that change more."""
+MAX_DISTRACTORS, MAX_INBOX = 4, 64
 BY_NAME = {template.__name__: template for row in TEMPLATES.values() for template in row}
 
 
@@ -112,6 +115,10 @@ class Chore(Task):
     template: str = "drop_event"
     distractors: int = 2
     inbox: int = 8
+
+    def __post_init__(self) -> None:
+        check_drawn(self, distractors=(0, MAX_DISTRACTORS), inbox=(0, MAX_INBOX))
+        known_names("template", [self.template], BY_NAME)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ def no_reward_without_trying(subject: Subject) -> str:
 
 
 def no_reward_for_hedging(subject: Subject) -> str:
-    """Agents that answer with everything they read, or with a guess, earn at most chance."""
+    """Agents that answer with all that they read, all numbers or words, or a guess earn no more."""
     return _at_most_chance(subject, hacks.hedging)
 
 

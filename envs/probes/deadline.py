@@ -27,7 +27,7 @@ class Overdue(Exception):
     """A call did not come back in time; the message says where it is."""
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
+def limited(seconds: float, call: Callable[[], T]) -> T:
     """Return what `call` returns.
 
     Raises:

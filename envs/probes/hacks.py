@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from turnwise.envs.fuzz import Agent, always, call_of, format_of, junk, paramete
 
 Schema = Mapping[str, Any]
 Value = Callable[[Schema], Any]
+NUMBERS = tuple(range(1000))
+"""All answers that a small number may be."""
 MOST = 40
 """Candidates that are taken from one observation."""
 SCRIPTS = (
@@ -61,7 +64,7 @@ def hedging(tools: Sequence[Schema]) -> dict[str, Agent]:
     """Return agents that answer with everything they read at once."""
 
     def joined(separator: str) -> Agent:
-        return _answers(tools, lambda seen, rng: separator.join(seen), lists=True)
+        return _answers(tools, lambda seen, rng: separator.join(seen), every=())
 
     def maybe(seen: list[str], rng: random.Random) -> str:
         return f"maybe {rng.choice(seen)} or {rng.choice(seen)}"
@@ -70,7 +73,20 @@ def hedging(tools: Sequence[Schema]) -> dict[str, Agent]:
         "hedging": joined(" or "),
         "listing": joined(", "),
         "maybe": _answers(tools, maybe),
+        "counting": _answers(tools, lambda seen, rng: " ".join(map(str, NUMBERS)), every=NUMBERS),
+        "alphabet": _answering_all_words(tools),
     }
+
+
+def _answering_all_words(tools: Sequence[Schema]) -> Agent:
+    """Return the agent that answers with the alphabet and every word of the environment's."""
+
+    def act(env: Env, observation: str, rng: random.Random) -> str:
+        words = [*string.ascii_letters, string.ascii_letters, *getattr(env, "words", ())]
+        said: Agent = _answers(tools, lambda seen, rng: " ".join([*seen, *words]), every=words)
+        return said(env, observation, rng)
+
+    return act
 
 
 def repeating(tools: Sequence[Schema]) -> dict[str, Agent]:
@@ -122,14 +138,15 @@ def _answers(
     tools: Sequence[Schema],
     text: Callable[[list[str], random.Random], str],
     *,
-    lists: bool = False,
+    every: Sequence[Any] | None = None,
 ) -> Agent:
     """Return the agent that answers with `text` of what it read, by whichever tool takes an answer.
 
     Args:
         tools: Of the environment; where none takes an answer, the text alone is the action.
         text: (words and numbers that were read, randomness) to an answer.
-        lists: Give a parameter that takes a list everything that was read.
+        every: What a parameter that takes a list is given, all that was read besides; None for no
+            such list.
     """
 
     def act(env: Env, observation: str, rng: random.Random) -> str:
@@ -137,8 +154,8 @@ def _answers(
         said = text(seen, rng)
 
         def value(schema: Schema) -> Any:
-            if lists and schema.get("type") == "array":
-                return _everything(seen, schema)
+            if every is not None and schema.get("type") == "array":
+                return _everything([*seen, *map(str, every)], schema)
             return said if _is_text(schema) else junk(schema)
 
         takers = answering(env, tools)

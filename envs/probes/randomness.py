@@ -13,7 +13,8 @@ from turnwise.envs.probes.elsewhere import played_elsewhere, through_json
 
 OWN_RNG = (
     "take every random choice from self.rng or self.np_random, which reset seeds, and keep no "
-    "state on the class or in the module"
+    "state on the class or in the module; read the time as self.clock.now(), and whatever else "
+    "comes from outside through self.taped"
 )
 
 
@@ -129,6 +130,7 @@ def _likely_cause(subject: Subject, seed: int) -> str:
     if once != later:
         return (
             "do not read the time of day: let the clock of a world follow its turns, or read "
-            "self.clock, which a record keeps"
+            "self.clock.now(), and through self.taped what reads the time by itself; a record "
+            "keeps both"
         )
     return "do not use hash() of a str or the order of a set: sort, or use turnwise.envs.derive"

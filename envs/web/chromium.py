@@ -183,14 +183,18 @@ def lease_chromium() -> Chromium:
         MissingExtra, BrowserDied: see `Chromium`.
     """
     global _chromium
-    with _lock:
-        if _chromium is not None and not _chromium.alive:
-            dead, _chromium = _chromium, None
-            dead.close()
-        if _chromium is None:
-            _chromium = Chromium()
-        _chromium.users += 1
-        return _chromium
+    dead = None
+    try:
+        with _lock:
+            if _chromium is not None and not _chromium.alive:
+                dead, _chromium = _chromium, None
+            if _chromium is None:
+                _chromium = Chromium()
+            _chromium.users += 1
+            return _chromium
+    finally:
+        if dead is not None:
+            dead.close()  # may take seconds, which nobody else has to wait for
 
 
 def release_chromium(chromium: Chromium) -> None:
@@ -209,10 +213,12 @@ def release_chromium(chromium: Chromium) -> None:
 def close_idle() -> None:
     """End the browser of this process unless somebody uses it."""
     global _chromium
+    unused = None
     with _lock:
         if _chromium is not None and _chromium.users == 0:
             unused, _chromium = _chromium, None
-            unused.close()
+    if unused is not None:
+        unused.close()
 
 
 def _at_exit() -> None:

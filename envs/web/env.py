@@ -51,6 +51,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from turnwise.envs.base import Response
+from turnwise.envs.knobs import count
 from turnwise.envs.sandbox_env import SandboxEnv
 from turnwise.envs.tools import ToolFailed, tool
 from turnwise.envs.types import Message, Task, digest
@@ -83,6 +84,7 @@ class WebEnv(SandboxEnv):
 
     Raises:
         UnknownName: there is no such mode.
+        ValueError: `view_lines` is no whole number from 5.
     """
 
     site: ClassVar[str | tuple[str, ...]] = ""
@@ -107,8 +109,7 @@ class WebEnv(SandboxEnv):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if view_lines < 5:
-            raise ValueError(f"view_lines must be at least 5, got {view_lines}")
+        count("view_lines", view_lines, 5)
         self.mode, self.remind = MODES[mode], remind
         self.window = Window(view_lines)
         self.fast = self.mode.fast  # type: ignore[misc]
