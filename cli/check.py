@@ -13,11 +13,11 @@ from turnwise.agents import check_replay
 from turnwise.cli.display import console, print_json, table, title, verdict
 from turnwise.cli.failures import FAILED
 from turnwise.cli.options import json_object
-from turnwise.envs.check import Check, Report, check_env
+from turnwise.envs.check import STARTS, Check, Report, check_env
 from turnwise.sandboxes.reaper import end_at_sigterm
 
 SEEDS = "seeds are honoured"
-"""Where this law is broken, or one ran out of time, a replay would tell nothing more."""
+"""Where this law is broken, one ran out of time, or it does not start, a replay tells no more."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _checked(options: Options, watch: Callable[[str], None]) -> Report:
     if options.law and not laws:
         return Report(options.env, (check_replay.check_replay(options.env, **how),))
     report = check_env(options.env, adversary=options.adversary, laws=laws, watch=watch, **how)
-    hopeless = any(check.overdue or check.name == SEEDS for check in report.failures)
+    hopeless = any(check.overdue or check.name in (SEEDS, STARTS) for check in report.failures)
     if (options.law and replay not in options.law) or hopeless:
         return report
     watch(replay)
