@@ -180,7 +180,6 @@ MISTAKES = {
     "eval fakes:Guess --by depth": "no field 'depth'",
     "eval fakes:Guess --record /proc/no/record.jsonl": "folder that you may write",
     "eval test_cli:Barren": "has 0 tasks",
-    "check test_cli:Barren": "tasks(split) must return some",
     "eval fakes:Guess --record a_file/record.jsonl": "its folder is a file",
     "replay nowhere.jsonl": "No such file",
     "replay .": "no episodes.jsonl",

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 from boxes import need_bubblewrap
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from turnwise.envs.builtin.arithmetic import MAX_CHARS, CannotCalculate, calculate
@@ -74,6 +74,7 @@ expressions = st.recursive(
 
 @given(expressions)
 def test_arithmetic_is_exact(expression):
+    assume("//" not in expression or " / " not in expression)  # Fraction // Fraction is an int
     spelled = expression.replace("//", "÷").replace("/", "|")
     try:
         value = calculate(expression)
