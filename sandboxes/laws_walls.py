@@ -76,16 +76,19 @@ def services_of_the_host_are_out_of_reach(trial: Trial, box: Sandbox) -> None:
 def processes_of_the_host_are_out_of_sight(trial: Trial, box: Sandbox) -> None:
     """Whoever sees a process of the same user reads its environment and ends it."""
     word = f"turnwise-{secrets.token_hex(8)}"
-    code = "import time; time.sleep(60)"
-    host = subprocess.Popen([sys.executable, "-c", code, word], stdin=subprocess.DEVNULL)
+    code = "import time; print(flush=True); time.sleep(60)"
+    argv = [sys.executable, "-c", code, word]
+    host = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     try:
+        assert host.stdout is not None
+        host.stdout.readline()  # until it has begun, it still goes by our own name
         code = "import glob\nfor name in glob.glob('/proc/[0-9]*/cmdline'):\n"
         code += "    try: line = open(name).read()\n    except OSError: continue\n"
         code += "    if 'turnwise-' in line: print(line)"
         seen = box.cell(code, kernel="looker").text
     finally:
         host.kill()
-        host.wait()
+        host.communicate()
     require(word not in seen, "a process of the host can be seen")
 
 
