@@ -116,6 +116,32 @@ class ExecResult:
         return (self.stdout + self.stderr).decode("utf-8", "replace")
 
 
+MAX_TIMEOUT_S = 7 * 86_400.0
+
+
+def words_of(argv: Sequence[str]) -> list[str]:
+    """`argv` as a list.
+
+    Raises:
+        ValueError: it is a string, empty, or holds NUL.
+    """
+    if isinstance(argv, str) or not argv or any("\0" in word for word in argv):
+        raise ValueError(f"argv must be a list of words without NUL, got {argv!r}")
+    return list(argv)
+
+
+def deadline_of(timeout_s: float | None, limits: Limits) -> float:
+    """Seconds that a call may take.
+
+    Raises:
+        ValueError: `timeout_s` is not above 0, or longer than a week.
+    """
+    timeout_s = limits.wall_s if timeout_s is None else timeout_s
+    if not 0.0 < timeout_s <= MAX_TIMEOUT_S:
+        raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
+    return timeout_s
+
+
 @runtime_checkable
 class Sandbox(Protocol):
     """One running box. Synchronous; safe to use from many threads; a context manager."""

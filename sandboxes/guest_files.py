@@ -16,25 +16,45 @@ FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 def put(header: dict[str, Any], data: bytes | bytearray) -> tuple[dict[str, Any], bytes]:
     """Write a regular file; the folders above it are made."""
-    fd = _open(header["path"], os.O_WRONLY | os.O_CREAT, make=True)
+    folder, name = folder_of(header["path"], make=True)
+    try:
+        write(folder, name, data, header["mode"], path=header["path"])
+    finally:
+        os.close(folder)
+    return {}, b""
+
+
+def write(
+    folder: int,
+    name: str,
+    data: bytes | bytearray,
+    mode: int,
+    mtime: int | None = None,
+    path: str = "",
+) -> None:
+    """Write the regular file `name` in an open folder; its time is now unless one is given."""
+    fd = _open_in(folder, name, os.O_WRONLY | os.O_CREAT, path)
     try:
         os.ftruncate(fd, 0)
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        os.fchmod(fd, header["mode"] & 0o777)
-        if "mtime" in header:
-            os.utime(fd, (header["mtime"], header["mtime"]))
+        os.fchmod(fd, mode & 0o777)
+        if mtime is not None:
+            os.utime(fd, (mtime, mtime))
     finally:
         os.close(fd)
-    return {}, b""
 
 
 def get(header: dict[str, Any], body: bytes | bytearray) -> tuple[dict[str, Any], list[bytes]]:
     """Read a regular file of at most `max_bytes`, as a list of pieces."""
     parts: list[bytes] = []
     limit, have = header["max_bytes"], 0
-    fd = _open(header["path"], os.O_RDONLY, make=False)
+    folder, name = folder_of(header["path"], make=False)
+    try:
+        fd = _open_in(folder, name, os.O_RDONLY, header["path"])
+    finally:
+        os.close(folder)
     try:
         while have <= limit:
             part = os.read(fd, min(1 << 20, limit + 1 - have))
@@ -47,16 +67,12 @@ def get(header: dict[str, Any], body: bytes | bytearray) -> tuple[dict[str, Any]
     raise OSError(errno.EFBIG, f"longer than {limit} bytes", header["path"])
 
 
-def _open(path: str, flags: int, make: bool) -> int:
-    folder, name = folder_of(path, make)
-    try:
-        fd = os.open(name, flags | FILE, 0o600, dir_fd=folder)
-    finally:
-        os.close(folder)
+def _open_in(folder: int, name: str, flags: int, path: str) -> int:
+    fd = os.open(name, flags | FILE, 0o600, dir_fd=folder)
     # Only now is it certain which file it is: not a pipe, a device or a folder of the agent's.
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", path)
+        raise OSError(errno.EINVAL, "not a regular file", path or name)
     return fd
 
 

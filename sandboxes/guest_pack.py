@@ -10,7 +10,7 @@ import itertools
 import os
 import stat
 
-from turnwise.sandboxes.guest_files import FILE, FOLDER, folder_of, put
+from turnwise.sandboxes.guest_files import FILE, FOLDER, folder_of, write
 from turnwise.sandboxes.guest_tar import (
     BLOCK,
     DIRECTORY,
@@ -141,30 +141,46 @@ class _LeftOut(Exception):
 def unpack(folder: str, data: bytes | bytearray) -> None:
     """Write all members below `folder`; what is there already and in the way is an `OSError`."""
     modes = []
-    for member in members(data):
-        path = os.path.join(folder, os.fsdecode(member.name))
-        if member.kind == REGULAR:
-            put({"path": path, "mode": member.mode, "mtime": member.mtime}, member.data)
-        elif member.kind == LINK:
-            _link(path, member.data)
-        else:
-            os.close(folder_of(path + "/x", make=True)[0])
-            modes.append((path, member.mode))
-    # Last, and from within: a folder may be closed to writing.
-    for path, mode in reversed(modes):
-        fd = folder_of(path + "/x", make=False)[0]
-        try:
-            os.fchmod(fd, mode)
-        finally:
-            os.close(fd)
+    with _Folders(folder) as folders:
+        for member in members(data):
+            above, _, name = member.name.rpartition(b"/")
+            if member.kind == REGULAR:
+                write(folders.at(above), os.fsdecode(name), member.data, member.mode, member.mtime)
+            elif member.kind == LINK:
+                os.symlink(member.data, name, dir_fd=folders.at(above))
+            else:
+                folders.at(member.name)
+                modes.append((member.name, member.mode))
+        # Last, and from within: a folder may be closed to writing.
+        for path, mode in reversed(modes):
+            os.fchmod(folders.at(path), mode)
 
 
-def _link(path: str, target: bytes) -> None:
-    above, name = folder_of(path, make=True)
-    try:
-        os.symlink(target, os.fsencode(name), dir_fd=above)
-    finally:
-        os.close(above)
+class _Folders:
+    """The last folder that was asked for stays open: the next file is mostly in it, too."""
+
+    def __init__(self, root: str) -> None:
+        self.root, self.path, self.fd = root, b"", -1
+
+    def at(self, path: bytes) -> int:
+        """A descriptor of the folder `path` below the root; it is made if there is none."""
+        if self.fd < 0 or path != self.path:
+            where = os.path.join(self.root, os.fsdecode(path), "x")
+            fd = folder_of(where, make=True)[0]
+            self.close()
+            self.path, self.fd = path, fd
+        return self.fd
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+    def __enter__(self) -> _Folders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Archives:

@@ -24,13 +24,19 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import NoReturn, Self
 
-from turnwise.sandboxes.base import ExecResult, SandboxDied, SandboxSpec, Unsupported
+from turnwise.sandboxes.base import (
+    ExecResult,
+    SandboxDied,
+    SandboxSpec,
+    Unsupported,
+    deadline_of,
+    words_of,
+)
 from turnwise.sandboxes.unsafe_files import read_file, write_file
 from turnwise.sandboxes.unsafe_process import Group, Runner, run_program
 
 NAME = "unsafe"
 ALLOW = "TURNWISE_ALLOW_UNSAFE"
-MAX_TIMEOUT_S = 7 * 86_400.0
 
 
 class UnsafeSandboxWarning(UserWarning):
@@ -101,14 +107,12 @@ class UnsafeBox:
         timeout_s: float | None = None,
     ) -> ExecResult:
         """See `Sandbox.exec`; what left the program's process group is not ended."""
-        if isinstance(argv, str) or not argv or any("\0" in word for word in argv):
-            raise ValueError(f"argv must be a list of words without NUL, got {argv!r}")
-        limit_s = self._deadline(timeout_s)
+        argv, limit_s = words_of(argv), self._deadline(timeout_s)
         with self._lock:
             where = self._place(cwd)
             env = {**self._environment(), **(env or {})}
             result = run_program(
-                list(argv), stdin, where, env, limit_s, self.spec.limits.output_bytes, self._groups
+                argv, stdin, where, env, limit_s, self.spec.limits.output_bytes, self._groups
             )
             self._require_alive()
         return result
@@ -211,9 +215,7 @@ class UnsafeBox:
         raise SandboxDied(f"box {self.id}: {self._gone}")
 
     def _deadline(self, timeout_s: float | None) -> float:
-        timeout_s = self.spec.limits.wall_s if timeout_s is None else timeout_s
-        if not 0.0 < timeout_s <= MAX_TIMEOUT_S:
-            raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
+        timeout_s = deadline_of(timeout_s, self.spec.limits)
         return max(0.001, min(timeout_s, self._ends_at - time.monotonic()))
 
     def _names(self, path: str) -> list[str]:
