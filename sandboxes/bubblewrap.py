@@ -16,45 +16,42 @@ import os
 import platform
 import secrets
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
+from typing import Any
 
-from turnwise.sandboxes import cgroup, proxy, seccomp, watchdog
+from turnwise.sandboxes import cgroup, layers, proxy, seccomp, watchdog
 from turnwise.sandboxes.base import (
-    Limits,
     NoSafeSandbox,
+    Sandbox,
+    SandboxDied,
     SandboxError,
     SandboxSpec,
     StartFailed,
     Unsupported,
 )
+from turnwise.sandboxes.bubblewrap_command import BOX_UID, INSTALL_PYTHON, box_python, command
 from turnwise.sandboxes.channel import Channel, GuestBox
+from turnwise.sandboxes.compiled import compiled_guest
+from turnwise.sandboxes.guest_files import FOLDER
 from turnwise.sandboxes.inside import (
     MARKER,
-    SEGMENT_PAGES,
-    START_GUEST,
     accounts,
     check_workdir,
     environment,
-    guest_files,
     max_body,
     uid_of_the_moment,
 )
 from turnwise.sandboxes.spawner import spawn
 
 NAME = "bubblewrap"
-INSTALL = "apt-get install -y bubblewrap"
-INSTALL_PYTHON = "apt-get install -y python3"
 START_TIMEOUT_S = 30.0
-BOX_UID = 1000
 _counter = itertools.count()
 _starting = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
 
@@ -65,9 +62,15 @@ class _Parts:
 
     group: cgroup.Cgroup
     owner: int = field(default_factory=os.getpid)
+    user: int | None = None
+    """Of this host, whom root becomes for the box."""
     log: int = -1
     process: subprocess.Popen[bytes] | None = None
     guest: int = -1
+    """A descriptor of PID 1 of the box; -1 before and after its time."""
+    pid: int = 0
+    """Its number here; to be trusted only while `guest` is seen to run, under `lock`."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
     channel: Channel | None = None
     watched: watchdog.Watched | None = None
     proxy: proxy.Proxy | None = None
@@ -93,12 +96,14 @@ class _Parts:
         if self.process is None:
             return ""
         ended = self.process.poll()
-        if self.guest >= 0:
+        with self.lock:
+            guest, self.guest = self.guest, -1
+        if guest >= 0:
             # PID 1 has ended when the last process of its namespace has: wait for just that.
             with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(self.guest, signal.SIGKILL)
-            select.select([self.guest], [], [], 10.0)
-            os.close(self.guest)
+                signal.pidfd_send_signal(guest, signal.SIGKILL)
+            select.select([guest], [], [], 10.0)
+            os.close(guest)
         if ended is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(0.5)
@@ -107,8 +112,11 @@ class _Parts:
         return "" if ended is None else f"bwrap had ended with {ended}"
 
 
-def open_box(spec: SandboxSpec) -> GuestBox:
+def open_box(spec: SandboxSpec, layer: layers.Layer | None = None) -> GuestBox:
     """A started box.
+
+    Args:
+        layer: the files that it starts with; only to root, and where layers can be used.
 
     Raises:
         NoSafeSandbox: bwrap or a Python under /usr is missing, or too old to hold a limit.
@@ -121,7 +129,7 @@ def open_box(spec: SandboxSpec) -> GuestBox:
         _sweep_once()
         parts = _Parts(cgroup.make(next(_counter), spec.limits))
         try:
-            return _start(spec, parts)
+            return _start(spec, parts, layer)
         except SandboxError as error:
             raise type(error)(_with_words(error, parts.end())) from None
         except OSError as error:
@@ -145,40 +153,75 @@ def _refuse(spec: SandboxSpec) -> None:
     check_workdir(spec)
 
 
-def _start(spec: SandboxSpec, parts: _Parts) -> GuestBox:
+@dataclass
+class _Passed:
+    """Descriptors that the box inherits; ours are closed at the end of a `with`."""
+
+    fds: list[int]
+
+    def add(self, fd: int) -> int:
+        self.fds.append(fd)
+        return fd
+
+    def __enter__(self) -> _Passed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self.fds:
+            os.close(fd)
+
+
+def _start(spec: SandboxSpec, parts: _Parts, layer: layers.Layer | None) -> GuestBox:
     here, there = socket.socketpair()
-    info, info_child = os.pipe()
+    parts.channel = Channel(here, max_body(spec))
     parts.log = os.memfd_create("turnwise-log")
     token = secrets.token_hex(16)
+    told, tell = os.pipe()
+    with open(told, "rb", buffering=0) as info:
+        with _Passed([there.detach(), tell]) as passed:
+            extra = _extra(spec, parts, layer, passed)
+            argv = _argv(spec, parts, token, passed, extra.get("workdir_fd"))
+            parts.process = spawn(lambda: _popen(argv, passed.fds, parts, spec))
+        parts.pid = _guest_pid(info.fileno())
+    parts.guest = os.pidfd_open(parts.pid)
+    if not extra["groups"]:
+        parts.group.add(parts.pid)
+    _hello(spec, parts, extra)
+    parts.group.add(parts.pid)  # it is in by now, whoever moved it; no code of the agent's ran yet
+    _watch(spec, parts)
+    share = partial(_shared_files, spec, parts)
+    return GuestBox(f"bwrap-{token[:8]}", NAME, spec, parts.channel, parts.end, share)
+
+
+def _extra(
+    spec: SandboxSpec, parts: _Parts, layer: layers.Layer | None, passed: _Passed
+) -> dict[str, Any]:
+    """What this box gets that not every box does, as the guest is told of it."""
+    extra: dict[str, Any] = {"groups": [passed.add(fd) for fd in parts.group.open_doors()]}
+    if os.geteuid() == 0:
+        parts.user = uid_of_the_moment()
+        if layer:
+            parts.user, workdir = layer.workdir(spec.limits)
+            extra["workdir_fd"] = passed.add(workdir)
+    for kills in parts.group.open_kills():
+        extra["kills"] = passed.add(kills)
+    if spec.net.mode != "none":
+        ours, theirs = socket.socketpair()
+        parts.proxy = proxy.Proxy(spec.net.allow, ours)
+        extra["relay"] = {"at": str(passed.add(theirs.detach())), "port": proxy.PORT}
+    return extra
+
+
+def _argv(
+    spec: SandboxSpec, parts: _Parts, token: str, passed: _Passed, workdir: int | None
+) -> list[str]:
+    channel, tell = passed.fds[:2]
+    guest = compiled_guest(box_python())
+    files = {MARKER: token.encode(), **accounts(BOX_UID, spec.workdir), **guest}
+    fds = {path: passed.add(_memfd(path, data)) for path, data in files.items()}
     denied = _also_denied(parts.group.held)
-    files = {MARKER: token.encode(), **accounts(BOX_UID, spec.workdir), **guest_files()}
-    fds = {path: _memfd(path, data) for path, data in files.items()}
-    filter_fd = _memfd("seccomp", seccomp.compile_filter(also_denied=denied))
-    door = _door(spec, parts)
-    try:
-        argv = command(spec, fds, filter_fd, info_child, [token, str(there.fileno())])
-        passed = [*fds.values(), filter_fd, info_child, there.fileno(), *door]
-        parts.process = spawn(lambda: _popen(argv, passed, parts, spec))
-    finally:
-        there.close()
-        for fd in (*fds.values(), filter_fd, info_child, *door):
-            os.close(fd)
-    parts.channel = Channel(here, max_body(spec))
-    pid = _guest_pid(info)
-    parts.guest = os.pidfd_open(pid)
-    parts.group.add(pid)
-    _hello(spec, parts, door)
-    _watch(spec, parts, pid)
-    return GuestBox(f"bwrap-{token[:8]}", NAME, spec, parts.channel, parts.end)
-
-
-def _door(spec: SandboxSpec, parts: _Parts) -> list[int]:
-    """The descriptor on which the box hands its connections to the proxy; none without one."""
-    if spec.net.mode == "none":
-        return []
-    ours, theirs = socket.socketpair()
-    parts.proxy = proxy.Proxy(spec.net.allow, ours)
-    return [theirs.detach()]
+    filter_fd = passed.add(_memfd("seccomp", seccomp.compile_filter(also_denied=denied)))
+    return command(spec, fds, filter_fd, tell, [token, str(channel)], workdir)
 
 
 def _popen(
@@ -186,7 +229,7 @@ def _popen(
 ) -> subprocess.Popen[bytes]:
     """Start bwrap; runs on the spawner thread, whose CPU affinity it borrows."""
     number = os.getpid() * 31 + next(_counter)
-    uid = uid_of_the_moment() if os.geteuid() == 0 else None
+    uid = parts.user
     cores = os.sched_getaffinity(0)
     if "cpu" not in parts.group.held:
         count = min(len(cores), math.ceil(spec.limits.cpus))
@@ -219,113 +262,6 @@ def _popen(
         os.sched_setaffinity(0, cores)
 
 
-def command(
-    spec: SandboxSpec, files: dict[str, int], filter_fd: int, info_fd: int, guest_args: list[str]
-) -> list[str]:
-    """The bwrap command line; `files` maps a path in the box to a descriptor with its content."""
-    argv = _premount(spec.limits)
-    argv += [bwrap(), "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
-    argv += ["--unshare-net", "--unshare-user", "--disable-userns"]
-    argv += ["--uid", str(BOX_UID), "--gid", str(BOX_UID), "--hostname", "sandbox"]
-    argv += ["--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--cap-drop", "ALL"]
-    argv += _rootfs()
-    # What there is of the kernel's settings per namespace would be the box's own to change.
-    argv += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
-    argv += ["--dev", "/dev", "--remount-ro", "/dev"]
-    for place, folder in (("/dev/shm", "/dev/shm"), ("/tmp", "/tmp"), (_WORK, spec.workdir)):
-        argv += ["--bind", place, folder]
-    for path, fd in files.items():
-        argv += ["--perms", "0444", "--ro-bind-data", str(fd), path]
-    argv += ["--remount-ro", "/", "--chdir", spec.workdir]
-    argv += ["--seccomp", str(filter_fd), "--info-fd", str(info_fd)]
-    return [*argv, box_python(), "-I", "-S", "-B", "-c", START_GUEST, *guest_args]
-
-
-_WORK = "/var/tmp"
-"""Where the workdir is mounted before bwrap takes it over; any folder that every host has."""
-
-
-def _premount(limits: Limits) -> list[str]:
-    """What starts bwrap in namespaces where the writable folders are ready.
-
-    They need a bound on files as well as on bytes, and `bwrap --tmpfs` sets only the latter. The
-    namespaces belong to a user namespace of their own, so that no right of root's is needed.
-    """
-    folders = (("/dev/shm", 16, 1777), ("/tmp", limits.disk_mb, 1777), (_WORK, limits.disk_mb, 755))
-    mounts = [
-        f"{_program('mount')} -t tmpfs"
-        f" -o nosuid,nodev,size={size}m,mode={mode},nr_inodes={limits.inodes + 1} tmpfs {place}"
-        for place, size, mode in folders
-    ]
-    # Segments outlive their makers and could leave no memory for the guest. Linux before 5.19 does
-    # not let us bound them; there they only count for the cgroup, or are denied without one.
-    segments = f"{{ echo {SEGMENT_PAGES} >/proc/sys/kernel/shmall; }} 2>/dev/null || :"
-    script = " && ".join([*mounts, f"{{ {segments}; }}", 'exec "$@"'])
-    unshare = [_program("unshare"), "--user", "--map-root-user", "--mount", "--ipc"]
-    return [*unshare, "/bin/sh", "-c", script, "-"]
-
-
-@cache
-def _program(name: str) -> str:
-    """Where a program of util-linux is.
-
-    Raises:
-        NoSafeSandbox: it is missing.
-    """
-    path = shutil.which(name)
-    if path is None:
-        raise NoSafeSandbox(f"{name} is not installed; run: apt-get install -y util-linux")
-    return path
-
-
-def _rootfs() -> list[str]:
-    argv = ["--ro-bind", "/usr", "/usr"]
-    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-        path = Path("/", name)
-        if path.is_symlink():
-            argv += ["--symlink", os.readlink(path).lstrip("/"), str(path)]
-        elif path.is_dir():
-            argv += ["--ro-bind", str(path), str(path)]
-    for file in ("/etc/alternatives", "/etc/ld.so.cache"):
-        argv += ["--ro-bind-try", file, file]
-    return argv
-
-
-@cache
-def bwrap() -> str:
-    """Where bwrap is.
-
-    Raises:
-        NoSafeSandbox: it is missing, or lacks an option that a limit needs.
-    """
-    path = shutil.which("bwrap")
-    if path is None:
-        raise NoSafeSandbox(f"bubblewrap is not installed; run: {INSTALL}")
-    answer = subprocess.run([path, "--help"], capture_output=True, timeout=10, check=False)
-    for option in (b"--size", b"--disable-userns", b"--as-pid-1"):
-        if option not in answer.stdout + answer.stderr:
-            raise NoSafeSandbox(
-                f"{path} is too old, it has no {option.decode()}: bubblewrap 0.8 or later is needed"
-                f" (Debian 12, Ubuntu 24.04); upgrade it, then run: {INSTALL}"
-            )
-    return path
-
-
-@cache
-def box_python() -> str:
-    """A Python 3.8 or later that the box can run: one whose real path is under /usr.
-
-    Raises:
-        NoSafeSandbox: there is none.
-    """
-    for path in ("/usr/bin/python3", "/usr/local/bin/python3"):
-        if os.access(path, os.X_OK) and os.path.realpath(path).startswith("/usr/"):
-            return path
-    raise NoSafeSandbox(
-        f"the box runs this host's /usr, which holds no python3; run: {INSTALL_PYTHON}"
-    )
-
-
 def _memfd(name: str, data: bytes) -> int:
     fd = os.memfd_create(f"turnwise-{name.rsplit('/', 1)[-1]}")
     os.write(fd, data)
@@ -337,30 +273,64 @@ def _guest_pid(info: int) -> int:
     """PID 1 of the box as this process numbers it, from what bwrap writes to its info-fd."""
     text = b""
     deadline = time.monotonic() + START_TIMEOUT_S
-    try:
-        while b"}" not in text:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([info], [], [], left)[0]:
-                raise StartFailed(f"bwrap did not start within {START_TIMEOUT_S:.0f} s")
-            part = os.read(info, 4096)
-            if not part:
-                raise StartFailed("bwrap ended before it started the guest")
-            text += part
-    finally:
-        os.close(info)
+    while b"}" not in text:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([info], [], [], left)[0]:
+            raise StartFailed(f"bwrap did not start within {START_TIMEOUT_S:.0f} s")
+        part = os.read(info, 4096)
+        if not part:
+            raise StartFailed("bwrap ended before it started the guest")
+        text += part
     return int(json.loads(text)["child-pid"])
 
 
-def _hello(spec: SandboxSpec, parts: _Parts, door: list[int]) -> None:
+def _hello(spec: SandboxSpec, parts: _Parts, extra: dict[str, Any]) -> None:
     assert parts.channel is not None
     limits = asdict(spec.limits) | {"rlimit_pids": _rlimit_is_per_box()}
-    fields = {"limits": limits, "env": environment(spec), "workdir": spec.workdir}
-    if door:
-        fields["relay"] = {"at": str(door[0]), "port": proxy.PORT}
+    fields = {"limits": limits, "env": environment(spec), "workdir": spec.workdir, **extra}
     try:
         parts.channel.call("hello", fields, timeout_s=START_TIMEOUT_S)
     except (SandboxError, OSError) as error:
         raise StartFailed(f"the guest did not start: {error}") from None
+
+
+@contextlib.contextmanager
+def _shared_files(spec: SandboxSpec, parts: _Parts) -> Iterator[Callable[[], Sandbox] | None]:
+    """What opens boxes that share the files that this one has now; None where it cannot be."""
+    from turnwise.sandboxes.open import open_spec
+
+    layer = _frozen(spec, parts)
+    if layer is None:
+        yield None
+    else:
+        with layer:
+            yield lambda: open_spec(NAME, spec, partial(open_box, layer=layer))
+
+
+def _frozen(spec: SandboxSpec, parts: _Parts) -> layers.Layer | None:
+    """The files of the workdir.
+
+    Raises:
+        SandboxDied: the box is gone.
+        OSError: they cannot be copied.
+    """
+    if not layers.usable():
+        return None
+    with _Passed([_root_of(parts)]) as folders:
+        for name in filter(None, spec.workdir.split("/")):
+            folders.add(os.open(name, FOLDER, dir_fd=folders.fds[-1]))
+        return layers.freeze(folders.fds[-1], spec.limits)
+
+
+def _root_of(parts: _Parts) -> int:
+    """A descriptor of the root folder of the box."""
+    with parts.lock, contextlib.suppress(FileNotFoundError):
+        root = os.open(f"/proc/{parts.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Until now the number cannot have gone to another process.
+        if parts.guest >= 0 and not select.select([parts.guest], [], [], 0)[0]:
+            return root
+        os.close(root)
+    raise SandboxDied("it has ended")
 
 
 @cache
@@ -379,11 +349,11 @@ def _also_denied(held: frozenset[str]) -> list[dict[str, tuple[int | None, int |
     return tables
 
 
-def _watch(spec: SandboxSpec, parts: _Parts, pid: int) -> None:
+def _watch(spec: SandboxSpec, parts: _Parts) -> None:
     memory = None if "memory" in parts.group.held else spec.limits.memory_mb << 20
     pids = None if "pids" in parts.group.held or _rlimit_is_per_box() else spec.limits.pids
     if memory is not None or pids is not None:
-        parts.watched = watchdog.Watched(pid, memory, pids)
+        parts.watched = watchdog.Watched(parts.pid, memory, pids)
         watchdog.watch(parts.watched)
 
 

@@ -16,14 +16,25 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
-from turnwise.sandboxes.base import ExecResult, ProtocolError, Sandbox, SandboxDied, SandboxError
+from turnwise.sandboxes.base import (
+    MAX_TIMEOUT_S,
+    ExecResult,
+    ProtocolError,
+    Sandbox,
+    SandboxDied,
+    SandboxError,
+    deadline_of,
+    words_of,
+)
 from turnwise.sandboxes.base import SandboxSpec as Spec
 from turnwise.sandboxes.snapshot import Snapshot, check_archive, open_copies, snapshot_from
 
 T = TypeVar("T")
+Sharing = contextlib.AbstractContextManager[Callable[[], Sandbox] | None]
 _FRAME = struct.Struct(">II")
 _TIMEVAL = struct.Struct("@ll")
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -32,7 +43,6 @@ _decode = json.JSONDecoder().decode
 MAX_HEADER_BYTES = 1 << 16
 MAX_REQUEST_HEAD_BYTES = 1 << 24
 READ_BYTES = 1 << 16
-MAX_TIMEOUT_S = 7 * 86_400.0
 GRACE_S = 10.0
 """How much later than its own deadline the guest may answer before its box is given up."""
 
@@ -196,15 +206,23 @@ class GuestBox:
         channel: connected to a guest that has answered `hello`.
         end: destroys the box and returns what is known about why it ended; may be called from
             any thread, once.
+        share: for the time of a `with`, what opens boxes that share the files that this one has at
+            its beginning, or None where they must be copied.
     """
 
     capabilities = frozenset({"files", "python_state", "shell", "snapshot_files", "fork_python"})
 
     def __init__(
-        self, id: str, backend: str, spec: Spec, channel: Channel, end: Callable[[], str]
+        self,
+        id: str,
+        backend: str,
+        spec: Spec,
+        channel: Channel,
+        end: Callable[[], str],
+        share: Callable[[], Sharing] = contextlib.nullcontext,
     ) -> None:
         self.id, self.backend, self.spec = id, backend, spec
-        self._channel = channel
+        self._channel, self._share = channel, share
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._gone: str | None = None
@@ -252,10 +270,8 @@ class GuestBox:
         timeout_s: float | None = None,
     ) -> ExecResult:
         """See `Sandbox.exec`."""
-        if isinstance(argv, str) or not argv or any("\0" in word for word in argv):
-            raise ValueError(f"argv must be a list of words without NUL, got {argv!r}")
-        timeout_s = self._deadline(timeout_s)
-        fields = {"argv": list(argv), "cwd": cwd, "env": dict(env or {}), "timeout_s": timeout_s}
+        argv, timeout_s = words_of(argv), self._deadline(timeout_s)
+        fields = {"argv": argv, "cwd": cwd, "env": dict(env or {}), "timeout_s": timeout_s}
         return self._run("exec", fields, stdin, timeout_s)
 
     def put(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
@@ -281,9 +297,41 @@ class GuestBox:
         """See `Sandbox.fork`."""
         from turnwise.sandboxes.open import open_spec
 
-        snapshot = snapshot or self.snapshot()
-        check_archive(snapshot.data, self.spec.limits)
-        return open_copies(lambda: open_spec(self.backend, self.spec), _unpack, snapshot.data, n)
+        def open_box() -> Sandbox:
+            return open_spec(self.backend, self.spec)
+
+        if snapshot is not None:
+            data = snapshot.data
+            check_archive(data, self.spec.limits)
+            return open_copies(open_box, lambda box: _unpack(box, data), n)
+        with contextlib.ExitStack() as stack:
+            open_shared = self._sharing(stack)
+            if open_shared is not None:
+                return open_copies(open_shared, lambda box: None, n)
+            # It packs while they start.
+            packing = stack.enter_context(ThreadPoolExecutor(1)).submit(self._packed)
+            return open_copies(open_box, lambda box: _unpack(box, packing.result()), n)
+
+    def _sharing(self, stack: contextlib.ExitStack) -> Callable[[], Sandbox] | None:
+        """What opens boxes that share the files of now, until the end of `stack`; None if none can.
+
+        Raises:
+            SandboxDied: the box is gone.
+            OSError: its files cannot be copied.
+        """
+        with self._lock:
+            self._require_running()
+            try:
+                return stack.enter_context(self._share())
+            except SandboxDied as error:
+                why = self._fail(str(error))
+                raise SandboxDied(f"box {self.id}: {error}{why}") from None
+
+    def _packed(self) -> bytes:
+        """The archive of a snapshot."""
+        data = self._call("pack", {}, b"", self._wall_s)[1]
+        self._believe(lambda: check_archive(data, self.spec.limits))
+        return data
 
     def unpack(self, data: bytes) -> None:
         """Write the files of a snapshot into the workdir.
@@ -311,10 +359,7 @@ class GuestBox:
         self.close()
 
     def _deadline(self, timeout_s: float | None) -> float:
-        timeout_s = self._wall_s if timeout_s is None else timeout_s
-        if not 0.0 < timeout_s <= MAX_TIMEOUT_S:
-            raise ValueError(f"timeout_s must be in (0, {MAX_TIMEOUT_S:.0f}], got {timeout_s!r}")
-        return timeout_s
+        return deadline_of(timeout_s, self.spec.limits)
 
     def _run(self, op: str, fields: dict[str, Any], body: bytes, timeout_s: float) -> ExecResult:
         reply, data = self._call(op, fields, body, timeout_s)
@@ -335,8 +380,7 @@ class GuestBox:
         if len(body) > longest:
             raise OSError(errno.EFBIG, f"{len(body)} bytes for {op!r} are over {longest}")
         with self._lock:
-            if self._gone is not None or self._pid != os.getpid():
-                raise SandboxDied(f"box {self.id}: {self._gone or 'it belongs to another process'}")
+            self._require_running()
             try:
                 return self._channel.call(op, fields, body, timeout_s=timeout_s + GRACE_S)
             except SandboxError as error:
@@ -348,6 +392,10 @@ class GuestBox:
                 # Interrupted between request and reply: the next reply would be the wrong one.
                 self._fail("a call was interrupted")
                 raise
+
+    def _require_running(self) -> None:
+        if self._gone is not None or self._pid != os.getpid():
+            raise SandboxDied(f"box {self.id}: {self._gone or 'it belongs to another process'}")
 
     def _fail(self, why: str) -> str:
         self._gone = why

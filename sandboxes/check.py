@@ -114,11 +114,11 @@ def _try(law: Law, trial: Trial, box: Sandbox, before: list[LawResult]) -> LawRe
         seconds = round(time.perf_counter() - began, 3)
         return LawResult(law.name, law.kind, status, detail, law.why, mend, seconds)
 
+    if law.kind == "limits" and any(r.status == "fail" for r in before if r.kind == "walls"):
+        return result("skip", "a wall is missing, so that no bomb was tried")
     missing = law.needs - box.capabilities
     if missing:
         return result("skip", f"the backend does not offer {', '.join(sorted(missing))}")
-    if law.kind == "limits" and any(r.status == "fail" for r in before if r.kind == "walls"):
-        return result("skip", "a wall is missing, so that no bomb was tried")
     try:
         return result("pass", law.test(trial, box) or "")
     except Skipped as why:

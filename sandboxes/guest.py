@@ -25,6 +25,7 @@ The files `guest*.py` are laid into the box under the same package name that the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -42,6 +43,7 @@ from turnwise.sandboxes.guest_files import get, put
 from turnwise.sandboxes.guest_frames import FRAME, BadFrame, encode, max_body_bytes, sizes
 from turnwise.sandboxes.guest_frames import header as parse_header
 from turnwise.sandboxes.guest_kernel import LIBC, OPEN_FILES, PR_SET_DUMPABLE
+from turnwise.sandboxes.guest_memory import part_from_children
 from turnwise.sandboxes.guest_pack import Archives
 from turnwise.sandboxes.guest_run import Programs
 from turnwise.sandboxes.guest_shell import Shells
@@ -112,6 +114,7 @@ class Guest:
                     handlers = self.handlers(header["workdir"])
                     self.take_deadlines()
                 fields["id"] = header["id"]
+                self.children.shortage.wait_over()
                 self.send(encode(fields).encode(), payload)
         except BadFrame as error:
             self.leave(f"the channel carries no frames of ours: {error}")
@@ -235,12 +238,22 @@ class Guest:
             hard = resource.getrlimit(kind)[1]
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(kind, (value, value))
+        for door in header.get("groups", ()):
+            with contextlib.suppress(OSError):  # the host sees to it that we are in
+                os.write(door, b"0")
+            os.close(door)
+        if "workdir_fd" in header:
+            os.close(header["workdir_fd"])  # it is mounted by now
+        if "kills" in header:
+            os.set_inheritable(header["kills"], False)
+            self.children.shortage.watch(header["kills"])
         if "relay" in header:
             from turnwise.sandboxes import guest_relay
 
             relay = header["relay"]
             door = _channel(relay["at"]).detach()
             self.children.spared.add(guest_relay.start(door, relay["port"]))
+            part_from_children()
         return {"python": "{}.{}.{}".format(*sys.version_info[:3])}, b""
 
 

@@ -17,6 +17,7 @@ from turnwise.sandboxes.guest_kernel import (
     TO_KERNEL,
     kernel_main,
 )
+from turnwise.sandboxes.guest_memory import part_from_children
 from turnwise.sandboxes.guest_run import TICK_S, Call, NoRoom, fork
 from turnwise.sandboxes.guest_workers import Worker, Workers
 
@@ -52,6 +53,7 @@ class Kernel(Worker):
         if self.pid == 0:
             kernel_main(self.child.fileno(), self.out.child, self.err.child)
         self.close_child()
+        part_from_children()
         return self
 
     def request(self, body: bytes | bytearray) -> bytes:

@@ -8,12 +8,13 @@ import select
 import signal
 import time
 
+from turnwise.sandboxes.guest_memory import COMES_BACK_S, Shortage
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 READ_BYTES = 1 << 16
-OUT_OF_MEMORY_S = 0.5
 
 
 class Refused(Exception):
@@ -120,6 +121,7 @@ class Children:
         prove()
         self.prove = prove
         self.sweeping = False
+        self.shortage = Shortage()
         self.spared: set[int] = set()
         """Processes of the guest's own, which every sweep leaves alone."""
         self.ended: dict[int, int | None] = {}
@@ -133,6 +135,7 @@ class Children:
 
     def reap(self) -> None:
         """Bury ended children; the status of the watched is kept."""
+        self.shortage.wait_over()
         with contextlib.suppress(BlockingIOError):
             os.read(self.wake, READ_BYTES)
         with contextlib.suppress(ChildProcessError):
@@ -142,10 +145,13 @@ class Children:
                     return
                 if pid in self.ended:
                     self.ended[pid] = status
-                    if status == signal.SIGKILL and not self.sweeping:
-                        # Not by us, so perhaps for want of memory. Page tables come back a moment
-                        # later; whoever asks for some meanwhile is the next to go, even PID 1.
-                        time.sleep(OUT_OF_MEMORY_S)
+                    if status == signal.SIGKILL and not self.sweeping and self.shortage.events < 0:
+                        time.sleep(COMES_BACK_S)  # not by us, so perhaps for want of memory
+
+    def await_end(self, timeout_s: float) -> None:
+        """Bury what ends within `timeout_s`, before a sweep ends it and none knows why it did."""
+        select.select([self.wake], [], [], timeout_s)
+        self.reap()
 
     def sweep(self, trees: Iterable[int] = (), alone: Iterable[int] = ()) -> None:
         """End every process of the namespace but `trees`, all below them, and `alone`.

@@ -37,6 +37,8 @@ FORK = 0xFFFFFFFF
 BORN = b"\1"
 RIGHTS_BYTES = socket.CMSG_SPACE(3 * 4)
 KEPT_CELLS, KEPT_BYTES = 256, 1 << 16
+_OURS = sys._getframe().f_code.co_filename
+"""The name of this file in a traceback; it may have been compiled elsewhere."""
 
 
 def become_user_code(is_python: bool) -> None:
@@ -247,7 +249,7 @@ class Cells:
     def failed(self, error: BaseException) -> int:
         try:
             shown = traceback.TracebackException(type(error), error, error.__traceback__)
-            shown.stack[:] = [frame for frame in shown.stack if frame.filename != __file__]
+            shown.stack[:] = [frame for frame in shown.stack if frame.filename != _OURS]
             self.stderr.write("".join(shown.format()))
         except BaseException:  # the agent can break anything here, and must not end its kernel
             os.write(2, f"{type(error).__name__}\n".encode())

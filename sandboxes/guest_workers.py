@@ -157,6 +157,7 @@ class Workers:
 
     def hung_up(self, worker: Worker) -> int | None:
         if not worker.may_outlive_its_channel:
+            self.host.children.await_end(TICK_S)
             return -1
         worker.poll.unregister(worker.outlet)
         return None

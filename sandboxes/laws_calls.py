@@ -266,6 +266,35 @@ def forked_boxes_have_the_files_and_part_ways(trial: Trial, box: Sandbox) -> Non
             require(first.get("d/file") == b"after", "a branch changed its parent")
 
 
+@law(
+    "files",
+    "give each fork files of its own, or an overlay whose writes and removals are its own",
+    "snapshot_files",
+)
+def what_one_branch_writes_or_removes_no_other_sees(trial: Trial, box: Sandbox) -> str:
+    """A branch that finds what its sibling did is rewarded for the sibling's actions."""
+    lay = "mkdir -p d/e; for n in 1 2 3; do echo $n > d/$n; done; ln -s 3 d/link; echo x > d/e/x"
+    change = "echo {0} > d/1; rm -r d/2 d/e; mv d/3 d/moved; mkdir d/2; echo {0} > d/{0}"
+    show = "find . -type f | sort | xargs grep -H ''; find . ! -type f | sort"
+    with trial.box() as stem, contextlib.ExitStack() as stack:
+        stem.exec(["sh", "-c", lay])
+        before = stem.exec(["sh", "-c", show]).stdout
+        branches = {name: stack.enter_context(stem.fork()[0]) for name in ("one", "two")}
+        for name, branch in branches.items():
+            require(branch.exec(["sh", "-c", show]).stdout == before, "a fork has other files")
+            changed = branch.exec(["sh", "-c", change.format(name)])
+            require(changed.exit_code == 0, changed)
+        twig = stack.enter_context(branches["one"].fork()[0])
+        after = branches["one"].exec(["sh", "-c", show]).stdout
+        require(twig.exec(["sh", "-c", show]).stdout == after, "a fork of a fork has other files")
+        twig.exec(["sh", "-c", "rm -r d"])
+        other = branches["two"].exec(["sh", "-c", show]).stdout
+        require(other == after.replace(b"one", b"two"), "one branch sees another")
+        require(branches["one"].exec(["sh", "-c", show]).stdout == after, "its fork changed it")
+        require(stem.exec(["sh", "-c", show]).stdout == before, "a branch changed its stem")
+    return f"{len(after.splitlines())} lines apart"
+
+
 @law("files", "copy the kernel by os.fork into another name of the same box", "fork_python")
 def a_forked_kernel_has_the_variables_and_parts_ways(trial: Trial, box: Sandbox) -> None:
     """The same for Python state."""

@@ -104,7 +104,10 @@ def nothing_is_left_after_close(trial: Trial, box: Sandbox) -> str:
     with trial.box() as other:
         started = other.cell(f"import subprocess\np = subprocess.Popen(['sleep', '{word}'])")
         require(started.exit_code == 0, started)
-        seen = len(processes_with(word))
+        # Its command line is there a moment after it was started, if it can be seen at all.
+        end = time.monotonic() + 0.5
+        while not (seen := len(processes_with(word))) and time.monotonic() < end:
+            time.sleep(0.02)
     end = time.monotonic() + 3.0
     while processes_with(word) and time.monotonic() < end:
         time.sleep(0.02)

@@ -155,3 +155,26 @@ def disk_and_files_are_limited(trial: Trial, box: Sandbox) -> str:
         other.exec(["sh", "-c", "rm -f many*"])
         require(other.exec(["sh", "-c", "echo 1 > again"]).exit_code == 0, "it cannot be emptied")
     return f"{count} files of {LIMITS.inodes}"
+
+
+@law(
+    "limits",
+    "count what a fork began with against its limits, wherever it is kept",
+    "snapshot_files",
+)
+def a_forked_box_has_the_same_limits(trial: Trial, box: Sandbox) -> str:
+    """A chain of forks would otherwise hold any number of files."""
+    fill = "i=0; while head -c 100000 /dev/zero > {0}$i; do i=$((i+1)); done; rm {0}$i; echo $i"
+    many = "for i in range(2000): open(f'many{i}', 'w').close()"
+    with trial.box() as stem:
+        stem.exec(["sh", "-c", "for i in 1 2 3 4 5 6 7 8; do head -c 100000 /dev/zero > o$i; done"])
+        with stem.fork()[0] as branch:
+            made = 8 + int(branch.exec(["sh", "-c", fill.format("full")]).stdout)
+            require(made * 100_000 <= LIMITS.disk_mb << 20, f"{made} files of 100 kB")
+            branch.exec(["sh", "-c", "rm full*; rm -f o*"])
+            require(branch.exec(["sh", "-c", "echo 1 > again"]).exit_code == 0, "it stays full")
+            require(branch.cell(many, kernel="many").exit_code != 0, "2000 files fit")
+            count = int(branch.exec(["sh", "-c", "ls | wc -l"]).stdout)
+            require(count <= LIMITS.inodes, f"{count} files")
+        require(stem.exec(["sh", "-c", "ls | wc -l"]).stdout == b"8\n", "its stem changed")
+    return f"{made} files of 100 kB, {count} of none"

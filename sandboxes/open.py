@@ -128,8 +128,14 @@ def open_any(spec: SandboxSpec) -> Sandbox:
     raise NoSafeSandbox("nothing on this machine isolates agent code. " + "\n".join(reasons))
 
 
-def open_spec(name: str, spec: SandboxSpec) -> Sandbox:
-    """A started box of backend `name`, which must isolate if it says so; see `open_sandbox`."""
+def open_spec(
+    name: str, spec: SandboxSpec, start: Callable[[SandboxSpec], Sandbox] | None = None
+) -> Sandbox:
+    """A started box of backend `name`, which must isolate if it says so; see `open_sandbox`.
+
+    Args:
+        start: another of the backend's ways to start a box.
+    """
     backend = BACKENDS[name]
     if backend.isolates:
         from turnwise.sandboxes.probe import probe_isolation
@@ -139,6 +145,6 @@ def open_spec(name: str, spec: SandboxSpec) -> Sandbox:
 
         probe_isolation(name, open_like, backend.identity(spec)).require()
     reaper.before_start(name)
-    box = backend.open(spec)
+    box = (start or backend.open)(spec)
     reaper.watch_over(box)
     return box

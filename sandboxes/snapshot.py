@@ -4,8 +4,7 @@ The files travel as a tar archive that the guest packs inside the box. What arri
 it is read by one strict reader (`guest_tar.members`) before anybody may have it, here and again in
 the box that unpacks it. Nothing is ever unpacked on the host.
 
-Files are copied by every backend. (As root, overlayfs could share them between boxes on one host;
-a copy of a small workspace costs a few milliseconds and needs no mount that outlives a crash.)
+Forks of a box of bubblewrap's as root share its files instead, where the kernel can (`layers`).
 What a snapshot does not hold: files outside the workdir, processes, Python and shell state. For
 Python state, `fork_kernel` copies a kernel within its box.
 """
@@ -17,6 +16,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from turnwise.sandboxes.base import Limits, Sandbox, SandboxError
@@ -45,14 +45,11 @@ class Snapshot:
     """Entries that are not kept (at most 32 names): links that lead out of the workdir, sockets,
     pipes, devices, and what its own user may not read."""
     left_out_count: int = 0
-    id: str = ""
-    """A hash of `data`: equal files with equal times have equal ids."""
 
-    def __post_init__(self) -> None:
-        digest = f"snapshot-{hashlib.sha256(self.data).hexdigest()[:20]}"
-        if self.id not in ("", digest):
-            raise ValueError(f"the id {self.id!r} is not that of the data, {digest!r}")
-        object.__setattr__(self, "id", digest)
+    @cached_property
+    def id(self) -> str:
+        """A hash of `data`: equal files with equal times have equal ids."""
+        return f"snapshot-{hashlib.sha256(self.data).hexdigest()[:20]}"
 
     def files(self) -> dict[str, bytes]:
         """{path relative to the workdir: content} of the regular files.
@@ -92,10 +89,8 @@ def snapshot_from(reply: Mapping[str, Any], data: bytes, limits: Limits) -> Snap
     return Snapshot(data, left_out=tuple(names), left_out_count=count)
 
 
-def open_copies(
-    open_box: Callable[[], B], unpack: Callable[[B, bytes], object], data: bytes, n: int
-) -> list[B]:
-    """`n` boxes with the files of `data`, started side by side; all or none.
+def open_copies(open_box: Callable[[], B], fill: Callable[[B], object], n: int) -> list[B]:
+    """`n` boxes, started side by side and filled; all or none.
 
     Raises:
         ValueError: `n` is not in 1..256.
@@ -110,7 +105,7 @@ def open_copies(
         except (SandboxError, OSError) as error:
             return error
         try:
-            unpack(box, data)
+            fill(box)
         except BaseException as error:
             box.close()
             return error

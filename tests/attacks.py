@@ -998,17 +998,46 @@ def memory_outside_processes(stage: Stage) -> Iterator[str]:
                 with least_available_mb() as seen:
                     result = box.cell(code, timeout_s=5.0)
             except SandboxError as error:
-                # Where page tables fill the limit, the kernel now and then ends the guest itself.
-                # The box is then lost, with a typed error; its wall has held if what it took at
-                # its most stayed near the limit.
-                most = before - min(seen)
-                held = name == "page tables" and error.retryable and most < 2 * LIMITS.memory_mb
-                yield said(held, f"{name}: {most} MB at most, then {error}")
+                yield lost(box, name, before - min(seen), error)
                 continue
             used = before - available_mb()
             good = b"limited" in result.stdout or result.exit_code in (137, 9)
             yield said(good, (name, used, result))
             yield said(box.exec(["true"]).exit_code >= 0, "a full box still answers")
+
+
+@played("bomb", own_box=True)
+def page_tables_in_every_call(stage: Stage) -> Iterator[str]:
+    """They outlive the process that had them for a moment, and must not cost the box meanwhile."""
+    with stage.open(limits=LIMITS) as box:
+        box.put("kept", b"1")
+        box.put("fill.py", HIDDEN_MEMORY["page tables"].encode())
+        calls: tuple[Callable[[], Any], ...] = (
+            lambda: box.shell("python3 fill.py", timeout_s=5.0),
+            lambda: box.exec(["python3", "fill.py"], timeout_s=5.0),
+            lambda: box.cell(HIDDEN_MEMORY["page tables"], timeout_s=5.0),
+            lambda: box.exec(["sh", "-c", "for i in 1 2 3; do python3 fill.py & done; wait"]),
+        )
+        before = available_mb()
+        for call in (*calls, *calls):
+            try:
+                with least_available_mb() as seen:
+                    result = call()
+            except SandboxError as error:
+                yield lost(box, "page tables", before - min(seen), error)
+                return
+            yield said(not result.timed_out, result)
+        yield said(box.get("kept") == b"1", "the box lost its files")
+
+
+def lost(box: Sandbox, name: str, most_mb: float, error: SandboxError) -> str:
+    """Whether a box may be lost so. A guest in a container does not see what its kernel ends.
+
+    Where page tables fill the limit, its turn may come. Then the call says so by a typed error,
+    and the wall has held if what the box took at its most stayed near the limit.
+    """
+    told = box.backend == "docker" and name == "page tables" and error.retryable
+    return said(told and most_mb < 2 * LIMITS.memory_mb, f"{name}: {most_mb} MB, then {error}")
 
 
 HIDDEN_MEMORY = {
@@ -1299,6 +1328,164 @@ for _ in range(18):
     took = time.monotonic() - began
     yield said(result.timed_out and took < 5.0, took)
     stage.box.cell("os._exit(0)", kernel="crowd")
+
+
+# ---------------------------------------------------------------- through the shell
+
+
+def by_shell(stage: Stage, line: str, timeout_s: float = 10.0) -> Any:
+    """The result of a line in a shell of its own; nothing runs where there is no box."""
+    inside = stage.box.shell("test -e /.turnwise-box && echo box", name="attacker").stdout
+    if inside != b"box\n":
+        raise Harmed("this is no box; nothing was tried")
+    return stage.box.shell(line, name="attacker", timeout_s=timeout_s)
+
+
+@played("host")
+def host_by_the_shell(stage: Stage) -> Iterator[str]:
+    """Redirections and /dev/tcp are the shell's own ways out."""
+    bait = stage.bait
+    reach = f"exec 5<>/dev/tcp/{bait.tcp[0]}/{bait.tcp[1]} && echo reached"
+    for line in (
+        f"read -r word < {bait.file}; echo $word; cat /proc/1/root{bait.file}",
+        f"echo harmed > {bait.target}; echo harmed >> /proc/1/root{bait.target}",
+        f"cd {os.path.dirname(bait.file)} && echo reached; cd /proc/1/cwd/.. && echo reached",
+        f"timeout 2 bash -c '{reach}'; {reach}",
+        "cat /proc/[0-9]*/environ; set; export -p; history",
+    ):
+        seen = by_shell(stage, line).text
+        yield said(bait.secret not in seen and "reached" not in seen.split(), seen)
+
+
+@played("guest")
+def lie_in_the_shells_place(stage: Stage) -> Iterator[str]:
+    """A command that writes reports itself deceives nobody but who asked for it."""
+    reports = "".join(f"{n} 0\\n" for n in range(1, 40))
+    for line in (
+        f"for fd in /proc/$$/fd/*; do printf '{reports}' > $fd; done 2>/dev/null",
+        f"trap \"printf '{reports}' >&901\" DEBUG EXIT; false",
+        "'; printf '1 0' >&901; echo '",
+        "PROMPT_COMMAND='kill -9 $$'; eval() { echo mine; }; command() { echo mine; }",
+        "cat <&0; cat /proc/$$/fd/0 | head -c 1",
+        "exec 901>&- 902>&-",
+        "exec sleep 30",
+        "set -e; false",
+        "exec </dev/null",
+    ):
+        result = by_shell(stage, line, timeout_s=0.5)
+        yield said(result.wall_s < 5.0, (line, result))
+        honest = stage.box.shell("echo on; (exit 7)", name="honest")
+        yield said((honest.stdout, honest.exit_code) == (b"on\n", 7), (line, honest))
+        again = [stage.box.shell("exit 3", name="attacker") for _ in range(3)]
+        yield said(any(result.state_lost for result in again), (line, again))
+
+
+@played("guest", own_box=True)
+def signals_by_the_shell(stage: Stage) -> Iterator[str]:
+    """The guest is deaf to what its own user may send."""
+    for name in ("KILL", "STOP", "TERM", "INT", "SEGV", "QUIT"):
+        by_shell(stage, f"kill -{name} 1; kill -{name} -- -1; kill -{name} $PPID", timeout_s=1.0)
+        answer = stage.box.shell("echo on", name="other", timeout_s=1.0)
+        yield said(answer.stdout == b"on\n" or answer.state_lost, answer)
+        yield said(stage.box.exec(["echo", "on"]).stdout == b"on\n", name)
+
+
+@played("bomb", own_box=True)
+def bombs_by_the_shell(stage: Stage) -> Iterator[str]:
+    """Processes, memory, output and files, each without end, in one line of shell."""
+    for line in (
+        "f() { f | f & }; f; sleep 1",
+        "x=x; while :; do x=$x$x$x$x; done",
+        "yes & yes >&2",
+        "while :; do cat /dev/zero & cat /dev/zero >&2 & done",
+        "head -c 100000000 /dev/zero > full; echo > again",
+        "i=0; while true > n$i; do i=$((i+1)); done",
+        "mkfifo pipe; cat pipe; read x < pipe",
+    ):
+        result = by_shell(stage, line, timeout_s=1.5)
+        kept = len(result.stdout) + len(result.stderr)
+        yield said(result.wall_s < 6.0 and kept < 2 * LIMITS.output_bytes + 1000, (line, result))
+        stage.box.exec(["sh", "-c", "rm -rf ./*"])
+        stage.box.shell("exit", name="attacker")
+        answer = stage.box.shell("echo on", name="other")
+        yield said(answer.stdout == b"on\n" or answer.state_lost, (line, answer))
+
+
+# ---------------------------------------------------------------- forks
+
+
+FROM_A_FORK = """
+import mmap
+def mapped():
+    with open("file", "r+b") as file:
+        mmap.mmap(file.fileno(), 0)[:6] = b"harmed"
+mapped()
+with open("d/x", "a") as file:
+    file.write("harmed")
+os.truncate("cut", 0)
+os.link("linked", "again")
+with open("again", "w") as file:
+    file.write("harmed")
+os.rename("d", "moved")
+os.unlink("gone")
+held(True)
+for name in ("hidden", "kept", "moved/hidden"):
+    try:
+        os.mknod(name, stat.S_IFCHR | 0o644, 0)  # what marks a removed file in an overlay
+    except OSError:
+        pass
+for name in ("opaque", "redirect", "metacopy", "origin"):
+    denied(lambda: os.setxattr("moved", "trusted.overlay." + name, b"/.."), errno.EPERM)
+    try:
+        os.setxattr("moved", "user.overlay." + name, b"/../..")
+    except OSError:
+        pass
+WORKDIR = [line for line in open("/proc/self/mountinfo") if " /workspace " in line]
+held(WORKDIR and all("upperdir=/upper," in line or "overlay" not in line for line in WORKDIR))
+for name in ("/upper", "/work", "/workspace/../upper", "upper", "work", "/proc/1/root/upper"):
+    denied(lambda: os.stat(name), errno.ENOENT, errno.EACCES)
+held(sorted(os.listdir("/workspace/..")) == sorted(os.listdir("/")))
+denied(call(165, 0, 0, 0, 0x20, 0)) if INTEL else None  # mount: remount
+"""
+
+
+@played("boxes")
+def out_of_a_fork(stage: Stage) -> Iterator[str]:
+    """What a fork writes, hides, renames and marks stays in the fork."""
+    lay = "mkdir d; for f in file d/x cut linked gone kept; do echo untouched > $f; done"
+    with stage.open(limits=LIMITS) as stem:
+        stem.exec(["sh", "-c", lay])
+        listing = ["sh", "-c", "ls -lR --time-style=+; cat file d/x cut linked gone kept"]
+        before = stem.exec(listing).stdout
+        with contextlib.ExitStack() as stack:
+            forks = [stack.enter_context(fork) for fork in stem.fork(2)]
+            yield from lines_of(attack_cell(replace(stage, box=forks[0]), OUT_OF_A_FORK))
+            yield from goes_on(forks[0])
+            yield said(forks[1].exec(listing).stdout == before, "a sibling was changed")
+            twig = stack.enter_context(forks[0].fork()[0])
+            yield said(b"harmed" in twig.exec(["cat", "file"]).stdout, "a fork of it is another")
+        yield said(stem.exec(listing).stdout == before, "the stem was changed")
+
+
+OUT_OF_A_FORK = Attack("out_of_a_fork", "boxes", FROM_A_FORK)
+
+
+@played("bomb")
+def fill_a_fork_of_a_fork(stage: Stage) -> Iterator[str]:
+    """A chain of forks holds no more than one box."""
+    fill = "i=0; while head -c 100000 /dev/zero > {0}$i; do i=$((i+1)); done; rm {0}$i; du -sb ."
+    many = "i=0; while true > {0}$i; do i=$((i+1)); done; find . | wc -l"
+    with contextlib.ExitStack() as stack:
+        box = stack.enter_context(stage.open(limits=LIMITS))
+        box.exec(["sh", "-c", "for i in 1 2 3 4 5 6 7 8; do head -c 100000 /dev/zero > $i; done"])
+        for name in ("one", "two"):
+            box = stack.enter_context(box.fork()[0])
+            size = int(box.exec(["sh", "-c", fill.format(name)]).stdout.split()[0])
+            yield said(size <= LIMITS.disk_mb << 20, f"{size} bytes")
+            box.exec(["sh", "-c", f"rm {name}*"])
+            count = int(box.exec(["sh", "-c", many.format(name)]).stdout)
+            yield said(count <= LIMITS.inodes + 1, f"{count} files")
+            box.exec(["sh", "-c", f"rm {name}*"])
 
 
 # ---------------------------------------------------------------- other boxes

@@ -172,14 +172,14 @@ def test_doctor_probes_each_backend_and_names_the_one_that_auto_takes(turnwise, 
 
 
 def test_doctor_says_when_nothing_isolates(turnwise, no_engine, monkeypatch):
-    from turnwise.sandboxes import bubblewrap
+    from turnwise.sandboxes import bubblewrap_command
 
-    bubblewrap.bwrap.cache_clear()
+    bubblewrap_command.bwrap.cache_clear()
     monkeypatch.setenv("PATH", "/nowhere")
     try:
         code, out, _ = turnwise("doctor")
     finally:
-        bubblewrap.bwrap.cache_clear()
+        bubblewrap_command.bwrap.cache_clear()
     assert code == INFRASTRUCTURE
     assert "Nothing here isolates" in out and "apt-get install -y bubblewrap" in out
 

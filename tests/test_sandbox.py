@@ -31,6 +31,7 @@ from turnwise.sandboxes import (
     StartFailed,
     Unsupported,
     bubblewrap,
+    bubblewrap_command,
     cgroup,
     guest,
     guest_children,
@@ -540,12 +541,12 @@ def test_without_bubblewrap_the_error_holds_the_command(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     monkeypatch.setattr(probe, "_cache_file", lambda *_: None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    bubblewrap.bwrap.cache_clear()
+    bubblewrap_command.bwrap.cache_clear()
     try:
         with pytest.raises(NoSafeSandbox, match="apt-get install -y bubblewrap") as caught:
             open_sandbox()
     finally:
-        bubblewrap.bwrap.cache_clear()
+        bubblewrap_command.bwrap.cache_clear()
     assert not caught.value.retryable
 
 
@@ -567,7 +568,7 @@ def test_a_host_that_refuses_namespaces_gets_a_reason_and_a_way_out(
     for folder in [tmp_path, *tmp_path.parents][:4]:
         if folder.owner() == Path.home().owner() and folder != Path("/"):
             folder.chmod(0o755)
-    monkeypatch.setattr(bubblewrap, "_program", lambda name: str(fake))
+    monkeypatch.setattr(bubblewrap_command, "program", lambda name: str(fake))
     with pytest.raises(StartFailed, match=rf"{said}.*sysctl.*{cure}"):
         bubblewrap.open_box(SandboxSpec())
 
@@ -630,14 +631,15 @@ def test_the_probe_sees_each_wall_that_is_missing(monkeypatch, tmp_path):
     need_bubblewrap()
     build = bubblewrap.command
 
-    def with_holes(spec, files, filter_fd, info_fd, guest_args):
-        argv = build(spec, files, filter_fd, info_fd, guest_args)
+    def with_holes(*parts):
+        argv = build(*parts)
         argv.remove("--unshare-net")
         at = argv.index("--seccomp")
         return [*argv[: at - 4], *argv[at - 2 :]]
 
     monkeypatch.setattr(bubblewrap, "command", with_holes)
-    monkeypatch.setattr(bubblewrap, "_premount", lambda limits: [])  # the host's own /tmp
+    # The host's own /tmp:
+    monkeypatch.setattr(bubblewrap_command, "premount", lambda limits, workdir: [])
     limitless = Limits(memory_mb=512, pids=220, disk_mb=4, inodes=10**9)
     monkeypatch.setattr(probe, "LIMITS", limitless)
     failures = " | ".join(probe.try_backend("holes", bubblewrap.open_box).failures)
@@ -671,8 +673,8 @@ def test_pid_1_without_the_marker_of_this_start_refuses_too(monkeypatch):
     monkeypatch.setattr(
         bubblewrap,
         "command",
-        lambda spec, files, seccomp, info, args: build(
-            spec, files, seccomp, info, [next(tokens), args[1]]
+        lambda spec, files, seccomp, info, args, workdir: build(
+            spec, files, seccomp, info, [next(tokens), args[1]], workdir
         ),
     )
     with pytest.raises(StartFailed, match=r"refused.*not the one of this start"):
@@ -933,7 +935,7 @@ with open_sandbox(limits=Limits(memory_mb=96, pids=24)) as box:
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as this user already")
 def test_a_user_without_rights_gets_the_same_walls():
     need_bubblewrap()
-    python = bubblewrap.box_python()
+    python = bubblewrap_command.box_python()
     asked = [python, "-c", "import sys; print(sys.version_info >= (3, 11))"]
     if subprocess.run(asked, capture_output=True).stdout != b"True\n":
         pytest.skip(f"{python} is older than 3.11")

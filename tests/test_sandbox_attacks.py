@@ -13,7 +13,8 @@ ROOT = os.geteuid() == 0
 COLUMNS = ["docker", "bubblewrap as root", "bubblewrap as a user", "unsafe"]
 NEVER_OUTSIDE = {
     *("fork_bomb", "fork_bomb_that_flees", "memory_bomb", "memory_bomb_of_eight"),
-    *("memory_outside_processes", "kill_everything", "signal_host_processes"),
+    *("memory_outside_processes", "page_tables_in_every_call", "bombs_by_the_shell"),
+    *("kill_everything", "signal_host_processes", "signals_by_the_shell"),
     *("trace_host_processes", "a_crowd_does_not_starve_the_guest", "modules_reboot_and_swap"),
 }
 REAL = {attack.name for attack in ATTACKS if attack.real}

@@ -221,7 +221,29 @@ class AbruptClose(Tampered):
             raise OSError("channel closed") from None
 
 
+class Sharing(Tampered):
+    """Its forks are itself."""
+
+    def fork(self, n=1, snapshot=None):
+        return [Sharing(self.box) for _ in range(n)]
+
+    def __exit__(self, *_):
+        """The stem goes on."""
+
+
+class Limitless(Tampered):
+    def fork(self, n=1, snapshot=None):
+        spec = self.box.spec
+        larger = dataclasses.replace(spec.limits, disk_mb=16, inodes=3000)
+        forks = [open_sandbox("bubblewrap", limits=larger) for _ in range(n)]
+        for fork in forks:
+            fork.unpack(self.box.snapshot().data)
+        return forks
+
+
 BROKEN_BY = {
+    "what one branch writes or removes no other sees": Sharing,
+    "a forked box has the same limits": Limitless,
     "a box says what it is": Nameless,
     "a failing program is a result": Raising,
     "a missing program is a result": Raising,

@@ -542,7 +542,7 @@ def test_serve_lends_until_it_is_told_to_end_and_leaves_nothing():
             where = json.loads(said)
             box = connect(where["url"], where["token"]).open_box(SPEC)
             box.cell(f"import subprocess; subprocess.Popen(['sleep', {word!r}])")
-            assert processes_with(word)
+            assert wait_until(lambda: processes_with(word))
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == -signal.SIGTERM
             assert not processes_with(word)

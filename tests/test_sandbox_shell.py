@@ -23,12 +23,12 @@ def plain_box():
     """One in which there is no bash: the guest takes sh."""
     need_bubblewrap()
     with pytest.MonkeyPatch.context() as patch:
-        from turnwise.sandboxes import bubblewrap
+        from turnwise.sandboxes import bubblewrap, inside
 
-        files = dict(bubblewrap.guest_files())
+        files = dict(inside.guest_files())
         path = "/opt/turnwise/sandboxes/guest_shell.py"
         files[path] = files[path].replace(b'BASH = ["bash"', b'BASH = ["no-bash"')
-        patch.setattr(bubblewrap, "guest_files", lambda: files)
+        patch.setattr(bubblewrap, "compiled_guest", lambda python: files)
         with open_sandbox("bubblewrap", limits=SMALL) as box:
             yield box
 

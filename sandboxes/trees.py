@@ -1,0 +1,109 @@
+"""A folder of a box copied by the host, file by file and without following a link.
+
+What is kept is what `guest_pack.Packer` keeps: regular files, folders and links that stay inside,
+as far as their own user may read them. The tree is the agent's and may change at any time: each
+step is opened from the folder above it, and only what is open is looked at.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+
+from turnwise.sandboxes.guest_files import FILE, FOLDER
+from turnwise.sandboxes.guest_pack import MAX_DEPTH
+from turnwise.sandboxes.guest_tar import stays_inside
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_REPLACED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL)
+"""Removed, or made into something else, since it was listed."""
+
+
+class TooMuch(Exception):
+    """The tree is over a bound of its copy."""
+
+
+class Copier:
+    """Copies one tree of at most `max_files` files, folders and links.
+
+    Raises:
+        TooMuch: it has more, or folders are nested deeper than a snapshot may have them.
+        OSError: the copy cannot be written; ENOSPC when it is full.
+    """
+
+    def __init__(self, max_files: int) -> None:
+        self.files_left = max_files
+
+    def copy(self, source: int, target: int, path: bytes = b"") -> None:
+        """Copy what is in the folder `source` into the empty folder `target`, both descriptors."""
+        if path.count(b"/") >= MAX_DEPTH:
+            raise TooMuch
+        for entry in self.listed(source):
+            name = os.fsencode(entry.name)
+            try:
+                self.one(entry, source, target, path + b"/" + name if path else name)
+            except OSError as error:
+                if error.errno not in _REPLACED:
+                    raise
+
+    def listed(self, folder: int) -> list[os.DirEntry[str]]:
+        """What is in it, by name: the order in which files are made shows in the copy."""
+        with os.scandir(folder) as entries:
+            found = list(itertools.islice(entries, self.files_left + 1))
+        self.files_left -= len(found)
+        if self.files_left < 0:
+            raise TooMuch
+        return sorted(found, key=lambda entry: entry.name)
+
+    def one(self, entry: os.DirEntry[str], source: int, target: int, path: bytes) -> None:
+        if entry.is_file(follow_symlinks=False):
+            self.file(entry.name, source, target)
+        elif entry.is_dir(follow_symlinks=False):
+            self.folder(entry.name, source, target, path)
+        elif entry.is_symlink():
+            aim = os.readlink(os.fsencode(entry.name), dir_fd=source)
+            if stays_inside(path, aim):
+                os.symlink(aim, os.fsencode(entry.name), dir_fd=target)
+
+    def folder(self, name: str, source: int, target: int, path: bytes) -> None:
+        theirs = os.open(name, FOLDER, dir_fd=source)
+        try:
+            mode = os.fstat(theirs).st_mode
+            if mode & stat.S_IRUSR:
+                os.mkdir(name, 0o700, dir_fd=target)
+                self.inside(theirs, os.open(name, FOLDER, dir_fd=target), path, mode)
+        finally:
+            os.close(theirs)
+
+    def inside(self, theirs: int, ours: int, path: bytes, mode: int) -> None:
+        try:
+            if mode & stat.S_IXUSR:
+                self.copy(theirs, ours, path)
+            os.fchmod(ours, mode & 0o777)
+        finally:
+            os.close(ours)
+
+    def file(self, name: str, source: int, target: int) -> None:
+        theirs = os.open(name, os.O_RDONLY | FILE, dir_fd=source)
+        try:
+            found = os.fstat(theirs)
+            if stat.S_ISREG(found.st_mode) and found.st_mode & stat.S_IRUSR:
+                _pour(theirs, os.open(name, _CREATE, 0o600, dir_fd=target), found)
+        finally:
+            os.close(theirs)
+
+
+def _pour(source: int, target: int, found: os.stat_result) -> None:
+    """Copy what is `found` in `source` into `target`, and close that."""
+    try:
+        left = found.st_size
+        while left and (part := os.sendfile(target, source, None, left)):
+            left -= part
+        if left:  # it shrank: the copy is as long as an archive's would be
+            os.ftruncate(target, found.st_size)
+        os.fchmod(target, found.st_mode & 0o777)
+        os.utime(target, ns=(found.st_mtime_ns, found.st_mtime_ns))
+    finally:
+        os.close(target)
