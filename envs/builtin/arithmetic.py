@@ -7,6 +7,8 @@ import operator
 from collections.abc import Callable
 from fractions import Fraction
 
+from turnwise.envs.builtin.python_source import parse_expression
+
 MAX_CHARS = 200
 MAX_BITS = 256
 """Of a numerator or denominator: about 77 digits."""
@@ -33,7 +35,7 @@ def calculate(expression: str) -> Fraction:
     if len(expression) > MAX_CHARS:
         raise CannotCalculate(f"at most {MAX_CHARS} characters, got {len(expression)}")
     try:
-        return _value(ast.parse(expression.strip(), mode="eval").body)
+        return _value(parse_expression(expression.strip()))
     except ZeroDivisionError:
         raise CannotCalculate("division by zero") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from turnwise.envs.builtin.mutate_kinds import KINDS, Site, Source
+from turnwise.envs.builtin.python_source import parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def mutations(source: str, kinds: Sequence[str] = tuple(KINDS)) -> list[Mutation
     """
     text = Source(source)
     found: dict[tuple[int, int, str], Mutation] = {}
-    for site in _sites(ast.parse(source), text):
+    for site in _sites(parse(source), text):
         for kind in kinds:
             for start, end, new in KINDS[kind](site):
                 line = text.line_of(start)
@@ -69,7 +70,7 @@ def apply(source: str, changes: Sequence[Mutation]) -> str:
 def compiles(source: str) -> bool:
     """Whether `source` is Python."""
     try:
-        ast.parse(source)
+        parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True

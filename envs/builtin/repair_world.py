@@ -19,6 +19,7 @@ from turnwise.envs.builtin import repair_lists, repair_machines, repair_numbers,
 from turnwise.envs.builtin.code_box import Call
 from turnwise.envs.builtin.code_runner import shown
 from turnwise.envs.builtin.mutate import Mutation, apply, mutations
+from turnwise.envs.builtin.python_source import parse
 from turnwise.envs.builtin.repair_programs import TEMPLATES, Program
 from turnwise.envs.seeds import derive
 
@@ -259,7 +260,7 @@ class Counted:
 @functools.lru_cache(maxsize=256)
 def _compiled(source: str) -> CodeType:
     """Compile a program of ours so that it counts its steps."""
-    tree = _Counts().visit(ast.parse(source))
+    tree = _Counts().visit(parse(source))
     return compile(ast.fix_missing_locations(tree), "program.py", "exec")
 
 
@@ -267,7 +268,7 @@ class _Counts(ast.NodeTransformer):
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
         if isinstance(node, ast.FunctionDef | ast.While | ast.For):
-            node.body.insert(0, ast.parse("tw_step()").body[0])
+            node.body.insert(0, parse("tw_step()").body[0])
         return node
 
 

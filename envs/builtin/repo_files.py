@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from turnwise.envs.builtin.mutate import Mutation, apply, compiles, mutations
+from turnwise.envs.builtin.python_source import parse
 from turnwise.envs.seeds import derive
 
 LEFT_OUT = {"__pycache__", "node_modules", "venv", "build", "dist", "htmlcov"}
@@ -109,7 +110,7 @@ def _shuffled(source: str, found: list[Mutation]) -> list[Mutation]:
 def without_tests(source: str, names: set[str]) -> str:
     """Return a test file without the functions of these qualified names (`Class.method`)."""
     lines = source.splitlines(keepends=True)
-    for first, last, alone in sorted(_spans(ast.parse(source), "", names), reverse=True):
+    for first, last, alone in sorted(_spans(parse(source), "", names), reverse=True):
         blanks = lines[first - 1][: len(lines[first - 1]) - len(lines[first - 1].lstrip())]
         lines[first - 1 : last] = [f"{blanks}pass\n"] if alone else []
     text = "".join(lines)

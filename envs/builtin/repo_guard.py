@@ -24,6 +24,8 @@ import re
 from collections.abc import Iterable, Iterator
 from string import Formatter
 
+from turnwise.envs.builtin.python_source import parse
+
 _PLAIN = (str, list, dict, set, frozenset, tuple, int, float, complex, bool, bytes, bytearray)
 METHODS = frozenset(
     name for kind in _PLAIN for name in dir(kind) if name[0] != "_" and "format" not in name
@@ -78,11 +80,11 @@ def objection(
             that it changes may be mended.
     """
     try:
-        tree = ast.parse(edited.encode())  # bytes, as Python reads a file: with its encoding
+        tree = parse(edited.encode())  # bytes, as Python reads a file: with its encoding
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     texts = (clean, broken or clean)  # ours, both of them
-    own = {risk for text in texts for risk in _risks(text, ast.parse(text), METHODS)}
+    own = {risk for text in texts for risk in _risks(text, parse(text), METHODS)}
     known = METHODS | {name for text in folder for name in attributes(text) if not _inner(name)}
     try:
         risks = [risk for risk in _risks(edited, tree, known) if risk not in own]
@@ -94,13 +96,13 @@ def objection(
 @functools.lru_cache(maxsize=4096)
 def attributes(text: str) -> frozenset[str]:
     """Return the attribute names that a module reads or sets."""
-    nodes = ast.walk(ast.parse(text))
+    nodes = ast.walk(parse(text))
     return frozenset(node.attr for node in nodes if isinstance(node, ast.Attribute))
 
 
 def _rejudged(clean: str, broken: str, tree: ast.Module) -> list[str]:
     """Return the methods in `JUDGING` that are new, or changed though no bug is in them."""
-    was, bad = _judging(ast.parse(clean)), _judging(ast.parse(broken))
+    was, bad = _judging(parse(clean)), _judging(parse(broken))
     return [
         f"another {name}"
         for name, texts in _judging(tree).items()
