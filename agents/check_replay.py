@@ -9,6 +9,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from turnwise.envs.base import Env
 from turnwise.envs.check import Check, maker_of
 from turnwise.envs.fuzz import mixed_agent
 from turnwise.envs.playing import Broken
-from turnwise.envs.probes.blame import NOT_ITS_FAULT, told
+from turnwise.envs.probes.blame import NOT_ITS_FAULT, lost_at, told
 from turnwise.envs.probes.deadline import Overdue, limited
 from turnwise.envs.seeds import derive
-from turnwise.envs.types import Episode, Outcome
+from turnwise.envs.types import Episode, Outcome, Stop
+from turnwise.sandboxes.base import SandboxError
 
 NAME = "records replay"
 SECONDS = 5.0
@@ -54,7 +56,7 @@ def check_replay(
         kwargs: Arguments of the constructor.
 
     Raises:
-        SandboxError: the machine failed.
+        MissingExtra: it needs a package that is not installed.
     """
     _, make, _ = maker_of(env, kwargs)
     began = time.perf_counter()
@@ -68,6 +70,8 @@ def check_replay(
         return check("fail", f"not done after {deadline_s:g} s{where}", "a step must end by itself")
     except Broken as broken:
         return check("fail", str(broken), broken.mend)
+    except SandboxError as error:
+        return replace(check("skip", lost_at(error)), lost=True)
     except NOT_ITS_FAULT:
         raise
     except (Exception, SystemExit) as error:
@@ -100,6 +104,8 @@ def _append(record: RecordWriter, episode: Episode) -> None:
 
 
 def _wrong(episode: Episode, make: Callable[..., Env]) -> str:
+    if episode.outcome is Outcome.INFRA_ERROR and episode.stop is not Stop.DEADLINE:
+        raise SandboxError(f"episode {episode.id}: {episode.error}")
     if episode.outcome in (Outcome.ENV_ERROR, Outcome.INFRA_ERROR):
         return f"episode {episode.id} could not be played: {episode.error}"
     divergence = execute(episode, make)

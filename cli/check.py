@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from rich.text import Text
 from tyro.conf import Positional, arg
 
-from turnwise.agents import check_replay
+from turnwise.cli.check_apart import Refused, checked_apart
 from turnwise.cli.display import console, print_json, table, title, verdict
-from turnwise.cli.failures import FAILED
+from turnwise.cli.failures import FAILED, INFRASTRUCTURE
 from turnwise.cli.options import json_object
-from turnwise.envs.check import STARTS, Check, Report, check_env
+from turnwise.envs.check import Check, Report
 from turnwise.sandboxes.reaper import end_at_sigterm
-
-SEEDS = "seeds are honoured"
-"""Where this law is broken, one ran out of time, or it does not start, a replay tells no more."""
 
 
 @dataclass(frozen=True)
@@ -50,40 +47,35 @@ class Options:
 
 def run(options: Options) -> int:
     """Print the report and return the exit code."""
-    end_at_sigterm()  # laws run on threads, which cannot arrange for it
-    with console(stderr=True).status("starting") as status:
-        report = _checked(options, lambda law: status.update(law))
+    end_at_sigterm()
+    try:
+        with console(stderr=True).status("starting") as status:
+            report = checked_apart(_order(options), lambda law: status.update(law))
+    except Refused as why:
+        print(f"turnwise check: {why}", file=sys.stderr)
+        return why.code
     if options.json:
         print_json(report.to_json())
     else:
         _show(report)
-    return 0 if report.ok else FAILED
+    return FAILED if report.failures else INFRASTRUCTURE if report.lost else 0
 
 
-def _checked(options: Options, watch: Callable[[str], None]) -> Report:
-    """Return the report over all laws that were asked for, that of replay included."""
+def _order(options: Options) -> dict[str, Any]:
+    """Return what is to be checked, as JSON values."""
     how: dict[str, Any] = {
-        "seeds": range(options.seeds),
+        "seeds": options.seeds,
         "concurrency": options.concurrency,
         "deadline_s": options.deadline,
         **json_object(options.env_kwargs, "--env-kwargs"),
     }
-    replay = check_replay.NAME
-    laws = [law for law in options.law if law != replay]
-    if options.law and not laws:
-        return Report(options.env, (check_replay.check_replay(options.env, **how),))
-    report = check_env(options.env, adversary=options.adversary, laws=laws, watch=watch, **how)
-    hopeless = any(check.overdue or check.name in (SEEDS, STARTS) for check in report.failures)
-    if (options.law and replay not in options.law) or hopeless:
-        return report
-    watch(replay)
-    return report.with_check(check_replay.check_replay(options.env, **how))
+    laws = list(options.law)
+    return {"env": options.env, "adversary": options.adversary, "laws": laws, "how": how}
 
 
 def _show(report: Report) -> None:
     out = console()
-    broken = len(report.failures)
-    out.print(title(report.env, "sound" if report.ok else f"{broken} broken"))
+    out.print(title(report.env, report.verdict))
     rows = [(check.name, _mark(check), check.detail) for check in report.checks]
     out.print(table("law", "", "what was seen", rows=rows))
     mends: dict[str, list[str]] = {}

@@ -12,15 +12,18 @@ from turnwise.envs.base import Env
 from turnwise.envs.names import UnknownName, hint
 from turnwise.envs.playing import WORLD, Broken, Named, Skipped, Subject
 from turnwise.envs.probes import ADVERSARY, COMPARES_EPISODES, LAWS, Law, name_of
-from turnwise.envs.probes.blame import NOT_ITS_FAULT, on_purpose, told
+from turnwise.envs.probes.blame import NOT_ITS_FAULT, lost_at, on_purpose, told
 from turnwise.envs.probes.deadline import Overdue, limited
 from turnwise.envs.probes.randomness import seeds_are_honoured
 from turnwise.envs.registry import make, spec
+from turnwise.sandboxes.base import SandboxError
 
 STARTS = "starts"
 """The law that an environment breaks which cannot be made and reset; no other is tried then."""
 MOST_OVERDUE = 2
 """After so many laws that ran out of time the others are not tried."""
+MOST_LOST = 2
+"""Nor after so many at which the machine failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Check:
     seconds: float = 0.0
     overdue: bool = False
     """It failed because it was not done in time."""
+    lost: bool = False
+    """It could not be tried, because the machine failed: a box, a browser, an engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +64,25 @@ class Report:
         """The laws that are broken."""
         return tuple(check for check in self.checks if check.status == "fail")
 
+    @property
+    def lost(self) -> tuple[Check, ...]:
+        """The laws of which nothing is known, since the machine failed at them."""
+        return tuple(check for check in self.checks if check.lost)
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
         return {"env": self.env, "ok": self.ok, "checks": [asdict(check) for check in self.checks]}
 
+    @property
+    def verdict(self) -> str:
+        """In two or three words."""
+        if self.failures:
+            return f"{len(self.failures)} broken"
+        return f"{len(self.lost)} not tried, the machine failed" if self.lost else "sound"
+
     def __str__(self) -> str:
         width = max(len(check.name) for check in self.checks)
-        lines = [f"{self.env}: {'sound' if self.ok else f'{len(self.failures)} broken'}"]
+        lines = [f"{self.env}: {self.verdict}"]
         for check in self.checks:
             lines.append(f"  {check.status:4}  {check.name:{width}}  {check.detail}")
             if check.mend:
@@ -84,6 +101,7 @@ def check_env(
     law_s: float = 5.0,
     deadline_s: float = 120.0,
     watch: Callable[[str], None] = lambda law: None,
+    done: Callable[[Check], None] = lambda check: None,
     **kwargs: Any,
 ) -> Report:
     """Return how `env` keeps the laws of `turnwise.envs.probes`; see there for each.
@@ -99,6 +117,7 @@ def check_env(
         law_s: About so long a law goes on to further seeds and actions; it always tries one.
         deadline_s: For each law. One that takes longer is broken, and its thread is left behind.
         watch: Called with the name of each law before it is tried, for progress.
+        done: Called with how each law fared, once it is known.
         kwargs: Arguments of the constructor.
 
     Raises:
@@ -106,7 +125,7 @@ def check_env(
         UnknownName: there is no such law.
         TypeError, ValueError: its constructor of ours refuses the arguments.
         MissingExtra: it needs a package that is not installed.
-        SandboxError: it could not be started on this machine.
+        SandboxError: it could not be started on this machine. At a single law it is in the report.
         ValueError: there are no seeds, or fewer than two environments at once.
     """
     if not seeds or concurrency < 2:
@@ -115,9 +134,14 @@ def check_env(
     name, maker, named = maker_of(env, kwargs)
     subject = Subject(name, maker, list(seeds), concurrency, named, law_s)
     WORLD.clear()
-    if (broken := _broken_at_start(subject, deadline_s)) is not None:
-        return Report(name, (broken,))
-    return Report(name, tuple(_checks(chosen, subject, deadline_s, watch)))
+    watch(STARTS)
+    broken = _broken_at_start(subject, deadline_s)
+    found = iter((broken,)) if broken else _checks(chosen, subject, deadline_s, watch)
+    report = Report(name, ())
+    for check in found:
+        done(check)
+        report = report.with_check(check)
+    return report
 
 
 def _broken_at_start(subject: Subject, deadline_s: float) -> Check | None:
@@ -176,6 +200,8 @@ def _needless(law: Law, done: dict[Law, Check]) -> str:
     """Return why trying `law` would tell nothing, after what was seen before."""
     if sum(check.overdue for check in done.values()) >= MOST_OVERDUE:
         return "two laws ran out of time before"
+    if sum(check.lost for check in done.values()) >= MOST_LOST:
+        return "the machine failed at two laws before"
     seeds = done.get(seeds_are_honoured)
     if law in COMPARES_EPISODES and seeds is not None and seeds.status == "fail":
         return "seeds are not honoured"
@@ -225,6 +251,8 @@ def _run(law: Law, subject: Subject, deadline_s: float) -> Check:
         return check("fail", str(broken), broken.mend)
     except Overdue as where:
         return _overdue(name, where, deadline_s)
+    except SandboxError as error:
+        return replace(check("skip", lost_at(error)), lost=True)
     except NOT_ITS_FAULT:
         raise
     except (Exception, SystemExit) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 from gymnasium.error import ResetNeeded
 
@@ -94,9 +94,11 @@ class Lanes:
         """Step one environment; its answer comes from a later `recv`.
 
         Raises:
+            IndexError, TypeError: there is no such environment.
             ValueError: its last answer has not been received.
             ResetNeeded: before `reset`.
         """
+        self._require_one(index)
         slot = self._slots[index]
         if slot.busy:
             raise ValueError(f"environment {index} has not answered yet: call recv() first")
@@ -107,6 +109,13 @@ class Lanes:
         else:
             slot.busy = True
             self.pool.send(index, "step", action)
+
+    def _require_one(self, index: int) -> None:
+        known = f"the environments are 0 to {len(self._slots) - 1}"
+        if not isinstance(index, SupportsIndex) or isinstance(index, bool):
+            raise TypeError(f"send one action to one environment, got index {index!r}; {known}")
+        if not 0 <= index < len(self._slots):
+            raise IndexError(f"no environment {index}; {known}")
 
     def recv(self, timeout_s: float = 0.0) -> list[Arrival]:
         """Return every answer that is there; wait up to `timeout_s` for the first one."""

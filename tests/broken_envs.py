@@ -19,6 +19,7 @@ from fakes import Guess, Secret
 from turnwise.envs.base import Response, TextEnv
 from turnwise.envs.tools import reward, tool
 from turnwise.envs.types import Task
+from turnwise.sandboxes.base import SandboxDied
 
 
 class SeedsGlobally(Guess):
@@ -380,6 +381,52 @@ class FindsTheWordAnywhere(FindsTheAnswerAnywhere):
         return "Which word?"
 
 
+class ComparesNumbers(Guess):
+    """Nothing is larger than nan, so nan is never too far off."""
+
+    def setup(self, task, rng):
+        super().setup(task, rng)
+        self.secret = rng.randrange(10_000)
+        return "Which number?"
+
+    @tool(final=True)
+    def submit(self, text: str) -> str:
+        """Answer."""
+        try:
+            self.far = abs(float(text) - self.secret) > 0.5
+        except ValueError:
+            self.far = True
+        return ""
+
+    @reward(weight=1.0)
+    def right(self, episode):
+        return float(not getattr(self, "far", True))
+
+    def expert(self):
+        return self.call_text("submit", text=str(self.secret))
+
+
+class EndsTheProcess(Guess):
+    """As a library that crashes does; which law meets it first is a matter of order."""
+
+    @tool
+    def crash(self) -> str:
+        """End everything."""
+        os._exit(3)
+
+
+class LosesItsBox(Guess):
+    """Its machine fails once it has been looked at."""
+
+    made = 0
+
+    def reset(self, *, seed=None, options=None):
+        type(self).made += 1
+        if type(self).made > 10:
+            raise SandboxDied("box 7: the engine is gone")
+        return super().reset(seed=seed, options=options)
+
+
 class PaysForMany(Guess):
     @reward(weight=0.2)
     def diligent(self, episode):
@@ -577,6 +624,7 @@ BROKEN = [
     (PaysForContaining, "no reward for hedging"),
     (FindsTheAnswerAnywhere, "no reward for hedging"),
     (FindsTheWordAnywhere, "no reward for hedging"),
+    (ComparesNumbers, "no reward for hedging"),
     (PaysForMany, "no reward for repetition"),
     (PaysForLength, "no reward for size or script"),
     (BelievesClaims, "no reward for claims"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -71,3 +72,56 @@ def test_checking_an_environment_that_hangs_ends_by_itself_and_says_where_it_hun
     late = [check for check in json.loads(done.stdout)["checks"] if check["overdue"]]
     assert done.returncode == 2 and len(late) == 2
     assert all("not done after 1 s in broken_envs.py:" in check["detail"] for check in late[1:])
+
+
+def test_an_environment_that_ends_the_process_costs_only_the_law_that_met_it(capsys):
+    code, out = checked(capsys, "broken_envs:EndsTheProcess", "--json")
+    *before, last = json.loads(out)["checks"]
+    assert code == 2 and [check["status"] for check in before].count("fail") == 0
+    assert before and last["status"] == "fail" and "os._exit" in last["mend"]
+    assert "the process ended with code 3" in last["detail"]
+
+
+def test_where_the_machine_fails_nothing_is_said_of_the_environment(capsys):
+    code, out = checked(capsys, "broken_envs:LosesItsBox", "--json")
+    report = json.loads(out)
+    lost = [check for check in report["checks"] if check["lost"]]
+    assert code == 4 and report["ok"] and len(lost) >= 2
+    assert all("the engine is gone" in check["detail"] for check in lost)
+    assert any("the machine failed at two laws" in check["detail"] for check in report["checks"])
+    code, out = checked(capsys, "broken_envs:LosesItsBox")
+    assert "not tried, the machine failed" in out
+
+
+def test_who_is_interrupted_leaves_no_process_behind(tmp_path):
+    path = os.pathsep.join([str(Path(__file__).parent), str(tmp_path)])
+    checking = subprocess.Popen(
+        [sys.executable, "-m", "turnwise.cli.main", "check", "broken_envs:HangsInStep"],
+        env={**os.environ, "PYTHONPATH": path, "TURNWISE_MARK": tmp_path.name},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert wait_until(lambda: len(marked(tmp_path.name)) == 2)
+    checking.send_signal(signal.SIGINT)
+    checking.communicate(timeout=60)
+    assert checking.returncode == 130
+    assert wait_until(lambda: not marked(tmp_path.name))
+
+
+def marked(word):
+    """The processes that have `word` in their environment."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            environ = Path("/proc", name, "environ").read_bytes()
+        except OSError:
+            continue
+        found += [name] if f"TURNWISE_MARK={word}".encode() in environ else []
+    return found
+
+
+def wait_until(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not (done := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return done

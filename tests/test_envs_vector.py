@@ -224,6 +224,12 @@ def test_wrong_uses_are_refused_with_the_way_out():
     vec.reset(seed=0)
     with pytest.raises(ValueError, match="need 2 actions, got 1"):
         vec.step(["a"])
+    for index in (2, -1, 10):
+        with pytest.raises(IndexError, match=f"{index}; the environments are 0 to 1"):
+            vec.send(index, "a")
+    for index in ([0, 1], "0", True, None):
+        with pytest.raises(TypeError, match="send one action to one environment"):
+            vec.send(index, "a")
     vec.send(0, "a")
     with pytest.raises(ValueError, match="environment 0 has not answered"):
         vec.send(0, "a")

@@ -52,6 +52,11 @@ def told(error: BaseException) -> tuple[str, str]:
     return f"{what} in {where}", f"correct {where}, or what it was called with"
 
 
+def lost_at(error: SandboxError) -> str:
+    """Return why nothing can be said of the environment, as a line of the report says it."""
+    return f"not tried: the machine failed: {' '.join(f'{type(error).__name__}: {error}'.split())}"
+
+
 def _frames_of_the_environment(error: BaseException) -> list[tuple[FrameType, int]]:
     """Return the lines that the exception passed, the outermost first, without the checker's."""
     return [

@@ -19,6 +19,8 @@ Schema = Mapping[str, Any]
 Value = Callable[[Schema], Any]
 NUMBERS = tuple(range(1000))
 """All answers that a small number may be."""
+NO_NUMBERS = ("nan", "inf", "-inf", "1e999", "-0", "True")
+"""Texts that `float` reads, and by which a comparison goes astray: nothing is larger than nan."""
 MOST = 40
 """Candidates that are taken from one observation."""
 SCRIPTS = (
@@ -75,6 +77,7 @@ def hedging(tools: Sequence[Schema]) -> dict[str, Agent]:
         "maybe": _answers(tools, maybe),
         "counting": _answers(tools, lambda seen, rng: " ".join(map(str, NUMBERS)), every=NUMBERS),
         "alphabet": _answering_all_words(tools),
+        "no number": _answers(tools, lambda seen, rng: rng.choice(NO_NUMBERS)),
     }
 
 
