@@ -4,7 +4,8 @@
     python scripts/floors.py --missing                    # those that have no row yet
     python scripts/floors.py --only turnwise/Craft-v1     # one of them; the other rows stay
 
-Each policy of each environment gets the same time, so slow environments play fewer tasks.
+The expert plays 200 tasks of every split, or all where there are fewer. Chance and silence get the
+same time in each environment, so slow ones play fewer tasks, of the test split.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ KNOBS = ("id", "arguments and what they are by default")
 SHOWN_OF_MANY = ("GoToRedBallGrey", "GoToLocal", "Synth")
 """Of environments that differ in one name: those that are measured."""
 SPLIT = "test"
+SPLITS = ("train", "dev", "test")
 COMMON = ("actions", "max_turns", "backend", "image", "mode")
 """Arguments that say nothing about difficulty."""
 
@@ -53,9 +55,9 @@ class Options:
     missing: bool = False
     """Only those that have no row yet; the table of arguments is made anew in any case."""
     seconds: float = 3.0
-    """For each policy of each environment: as many tasks as there is time for."""
+    """For chance and for silence in each environment: as many tasks as there is time for."""
     most: int = 200
-    """Tasks, at most."""
+    """Tasks of a split, at most; the expert plays as many whatever time it takes."""
     concurrency: int = 8
     """Episodes at once."""
     page: Path = PAGE
@@ -85,11 +87,21 @@ def floors_row(spec: EnvSpec, options: Options) -> list[str]:
         what = (inspect.getdoc(type(env)) or "").partition("\n\n")[0].replace("\n", " ")
         chance = f"{env.chance_reward:g}"
         limits, speed = pace(env, options.seconds / 3)
-    by_expert = attempt(spec, expert, options) if hasattr(env, "expert") else []
+    by_expert = [share(spec, split, options) for split in SPLITS] if hasattr(env, "expert") else []
     by_chance, by_nobody = attempt(spec, random_tool, options), attempt(spec, noop, options)
     reward = f"{fmean(e.reward for e in by_chance):.3f}" if by_chance else "–"
-    rates = map(rate, (by_expert, by_chance, by_nobody))
+    rates = " / ".join(by_expert) or "–", rate(by_chance), rate(by_nobody)
     return [f"`{spec.id}`", what, sizes, limits, *rates, reward, chance, f"{speed:,.0f}"]
+
+
+def share(spec: EnvSpec, split: str, options: Options) -> str:
+    """Return how many of the tasks of a split the expert solved, as `200 of 200`."""
+    with closing(make(spec.id)) as env:
+        tasks = env.tasks(split)[: options.most]
+    jobs = jobs_for(tasks, run_seed=0, split=split)
+    settings = Settings(concurrency=options.concurrency)
+    episodes = play(jobs, lambda: make(spec.id), ScriptedPolicy(expert), settings)
+    return f"{sum(episode.success for episode in episodes)} of {len(tasks)}"
 
 
 def rate(episodes: Sequence[Episode]) -> str:
