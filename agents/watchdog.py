@@ -41,7 +41,9 @@ class Wait(NamedTuple):
     seconds: float
 
     def __str__(self) -> str:
-        return f"episode {self.episode} (turn {self.turn}) waits for {self.on}: {self.seconds:.0f} s"
+        return (
+            f"episode {self.episode} (turn {self.turn}) waits for {self.on}: {self.seconds:.0f} s"
+        )
 
 
 class Watchdog:

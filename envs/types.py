@@ -210,7 +210,7 @@ class Turn:
             or bounds[-1] != len(self.action_ids)
         ):
             raise ValueError(
-                f"versions must cover the {len(self.action_ids)} action tokens in order and without "
+                f"versions must cover the {len(self.action_ids)} action tokens in order, without "
                 f"gaps, got {self.versions}"
             )
 
