@@ -150,7 +150,7 @@ def test_what_follows_from_earlier_batches_follows_from_those_that_were_taken(tm
 
 
 def test_a_recipe_that_plays_rounds_with_a_teacher_is_refused_with_the_way_out(tmp_path):
-    with pytest.raises(OnPolicyOnly, match="'dagger'.*set pipeline_depth to 0"):
+    with pytest.raises(OnPolicyOnly, match=r"'dagger'.*set pipeline_depth to 0"):
         run(tmp_path / "run", method=recipe("dagger"), pipeline_depth=1)
     assert not (tmp_path / "run").exists()
 
