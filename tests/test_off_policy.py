@@ -1,4 +1,4 @@
-"""The laws of samples that are older than the weights: every recipe has a bound and a correction."""
+"""The laws of samples older than the weights: every recipe has a bound and a correction."""
 
 from __future__ import annotations
 
