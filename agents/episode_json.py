@@ -19,8 +19,9 @@ from turnwise.envs.types import Episode, Outcome, Segment, Stop, Task, Turn
 
 T = TypeVar("T", bound=Task)
 _TURN_TUPLES = ("context_ids", "action_ids", "logprobs", "calls", "nondet", "label_ids")
-_SELDOM = ("nondet", "label", "label_ids", "label_error")
-"""Left out where they are empty: few environments read anything from outside, few runs label."""
+_SELDOM = ("nondet", "label", "label_ids", "label_error", "versions")
+"""Left out where they are empty: few environments read anything from outside, few runs label, and
+few weights change amid a turn."""
 
 
 class TaskChanged(ValueError):
@@ -140,6 +141,7 @@ def _segments(
 def _turn_from_json(data: Mapping[str, Any]) -> Turn:
     known = _known(Turn, data)
     known.update({name: tuple(known[name]) for name in _TURN_TUPLES if name in known})
+    known["versions"] = tuple(map(tuple, known.get("versions", ())))
     return Turn(**known)
 
 

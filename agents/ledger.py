@@ -103,8 +103,14 @@ class Ledger:
         version: int,
         *,
         temperature: float = 1.0,
+        versions: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         """Write an action exactly as the engine returned it, a sampled stop token included.
+
+        Args:
+            version: of the weights that sampled the last token.
+            versions: (version, start, end) of the tokens, as `GenOutput.versions`; kept where
+                there are several.
 
         Raises:
             LedgerError: Before `start`, before `turn` took the last action, without a token, or
@@ -125,6 +131,7 @@ class Ledger:
             "logprobs": tuple(map(float, logprobs)),
             "finish": finish,
             "policy_version": version,
+            "versions": tuple(versions) if len(versions) > 1 else (),
             "temperature": temperature,
         }
         self._seen = len(self.ids)

@@ -133,6 +133,7 @@ class LLMPolicy:
                 output.finish,
                 output.versions[-1][0] if output.versions else 0,
                 temperature=self.temperature or 1.0,
+                versions=output.versions,
             )
             text = self.renderer.action_text(output.token_ids)
             replies.append((seat, Reply(text, self.executor)))

@@ -21,6 +21,7 @@ from turnwise.agents.jobs import Job, jobs_for
 from turnwise.agents.ledger import Ledger
 from turnwise.agents.policy import Policy, Reply, Seat
 from turnwise.agents.prelude import PreludeDiverged, divergence, prelude_policy
+from turnwise.agents.watchdog import NoReply, Wait, Watchdog
 from turnwise.envs.base import Env
 from turnwise.envs.pool import Answer, EnvPool, StepTimeout
 from turnwise.envs.types import Episode, Message, Outcome, Segment, Stop, Turn
@@ -41,6 +42,8 @@ class Settings:
     """Longest segment, context and actions together."""
     step_timeout_s: float | None = None
     """Deadline of one threaded environment call; None takes the environment's."""
+    reply_timeout_s: float = 900.0
+    """Deadline of one request to an engine."""
     episode_timeout_s: float = 3600.0
     retries: int = 1
     """Further attempts, each in a fresh environment, after an error of the machine or the env."""
@@ -50,6 +53,8 @@ class Settings:
             raise ValueError(f"concurrency must be at least 1, got {self.concurrency}")
         if self.max_turns is not None and self.max_turns < 1:
             raise ValueError(f"max_turns must be at least 1, got {self.max_turns}")
+        if self.reply_timeout_s <= 0 or self.episode_timeout_s <= 0:
+            raise ValueError("reply_timeout_s and episode_timeout_s must be above 0")
 
 
 def play(
@@ -57,6 +62,7 @@ def play(
     make_env: Callable[[], Env],
     policy: Policy,
     settings: Settings | None = None,
+    watchdog: Watchdog | None = None,
 ) -> Iterator[Episode]:
     """Play every job and yield its episode as soon as it is over.
 
@@ -66,8 +72,10 @@ def play(
     Raises:
         Whatever the policy raises, except EngineError: that is an outcome of the episodes that
         were in flight. Exceptions of environments are outcomes too.
+        RolloutStopped: `watchdog` was told to stop it.
     """
-    scheduler = _Scheduler(make_env, policy, settings or Settings())
+    watchdog = watchdog or Watchdog()
+    scheduler = _Scheduler(make_env, policy, settings or Settings(), watchdog)
     try:
         yield from scheduler.run(deque((job, 1) for job in jobs))
     finally:
@@ -83,6 +91,8 @@ class _Live:
     index: int
     seat: Seat
     started: float
+    since: float
+    """When what it now waits for was asked for."""
     asked: float = 0.0
     turns: list[Turn] = field(default_factory=list)
     observation: str = ""
@@ -102,10 +112,22 @@ class _Live:
         """Its policy has been asked and has not answered."""
         return self.asked > 0 and self.reply is None
 
+    def wait(self, now: float) -> Wait:
+        """What it waits for."""
+        call = "step" if self.reply is not None else "reset"
+        on = "the engine" if self.thinking else f"its environment's {call}"
+        return Wait(self.seat.key, self.seat.turn, on, now - self.since)
+
 
 class _Scheduler:
-    def __init__(self, make_env: Callable[[], Env], policy: Policy, settings: Settings) -> None:
-        self.policy, self.settings = policy, settings
+    def __init__(
+        self,
+        make_env: Callable[[], Env],
+        policy: Policy,
+        settings: Settings,
+        watchdog: Watchdog,
+    ) -> None:
+        self.policy, self.settings, self.watchdog = policy, settings, watchdog
         self.prelude = prelude_policy(policy, lambda seat: self.by_key[seat.key].job)
         self.pool = EnvPool(make_env, settings.concurrency, step_timeout_s=settings.step_timeout_s)
         self.free = deque(range(settings.concurrency))
@@ -117,6 +139,9 @@ class _Scheduler:
     def run(self, jobs: deque[tuple[Job, int]]) -> Iterator[Episode]:
         self.jobs = jobs
         while self.jobs or self.by_index:
+            if self.watchdog.beat():
+                now = time.monotonic()
+                self.watchdog.look([live.wait(now) for live in self.by_index.values()])
             self._admit()
             acted = self._poll_policy()
             thinking = len(self.by_index) > self.pool.in_flight
@@ -138,11 +163,14 @@ class _Scheduler:
             ledger = Ledger(limit=self.settings.max_tokens)
             key = job.id if attempt == 1 else f"{job.id}#{attempt}"
             seat = Seat(key, _Nobody, job.policy_seed, ledger)  # type: ignore[arg-type]
-            live = _Live(job, attempt, index, seat, time.monotonic())
+            now = time.monotonic()
+            live = _Live(job, attempt, index, seat, now, now)
             self.by_index[index] = self.by_key[key] = live
+            self.watchdog.entering(key, 0, "its environment's reset")
             self.pool.send(index, "reset", seed=job.env_seed, options={"task": job.task})
 
     def _poll_policy(self) -> bool:
+        self.watchdog.entering("of all", 0, "the engine")
         try:
             replies = [*self.prelude.poll(), *self.policy.poll()]
         except EngineError as error:
@@ -159,7 +187,8 @@ class _Scheduler:
         if reply.full:
             self._end(live, Outcome.TRUNCATED, Stop.MAX_TOKENS)
             return
-        live.reply = reply
+        live.reply, live.since = reply, time.monotonic()
+        self.watchdog.entering(live.seat.key, live.seat.turn, "its environment's step")
         self.pool.send(live.index, "step", reply.text)
 
     def _answered(self, answer: Answer) -> None:
@@ -184,7 +213,7 @@ class _Scheduler:
 
     def _ask(self, live: _Live, observation: str, news: Sequence[Message], info: Any) -> None:
         live.observation, live.state = observation, info.get("state", "")
-        live.reply, live.asked = None, time.perf_counter()
+        live.reply, live.asked, live.since = None, time.perf_counter(), time.monotonic()
         live.seat.messages += news
         (self.prelude if live.in_prelude else self.policy).submit(live.seat, news)
 
@@ -232,9 +261,14 @@ class _Scheduler:
         self._end(live, outcome, stop, success, info.get("metrics") or {}, info.get("detail", ""))
 
     def _expire(self) -> None:
-        limit = time.monotonic() - self.settings.episode_timeout_s
-        for live in [live for live in self.by_index.values() if live.started < limit]:
-            self._fail(live, StepTimeout(f"over {self.settings.episode_timeout_s} s"))
+        now, settings = time.monotonic(), self.settings
+        for live in list(self.by_index.values()):
+            if live.started < now - settings.episode_timeout_s:
+                over = f"over {settings.episode_timeout_s} s for the episode"
+                self._fail(live, StepTimeout(f"{over}; {live.wait(now)}"))
+            elif live.thinking and live.since < now - settings.reply_timeout_s:
+                over = f"over {settings.reply_timeout_s} s for a reply"
+                self._fail(live, NoReply(f"{over}; {live.wait(now)}"))
 
     def _fail(self, live: _Live, error: BaseException) -> None:
         """Give the episode another try in a fresh environment, or let it end as an error."""
@@ -250,7 +284,7 @@ class _Scheduler:
             return
         machine = isinstance(error, (SandboxError, StepTimeout, EngineError))
         outcome = Outcome.INFRA_ERROR if machine else Outcome.ENV_ERROR
-        stop = Stop.DEADLINE if isinstance(error, StepTimeout) else Stop.ERROR
+        stop = Stop.DEADLINE if isinstance(error, StepTimeout | NoReply) else Stop.ERROR
         text = in_one_line(error)
         self._end(live, outcome, stop, error=text if machine else text + place(error))
 

@@ -168,6 +168,10 @@ class Turn:
     reward: float = 0.0
     rewards: Mapping[str, float] = field(default_factory=dict)
     policy_version: int = 0
+    """Of the weights that sampled its last token."""
+    versions: tuple[tuple[int, int, int], ...] = ()
+    """(policy version, start, end) of runs of action tokens, where the weights changed amid the
+    turn; empty where `policy_version` sampled them all."""
     executor: Literal["student", "teacher", "expert"] = "student"
     temperature: float = 1.0
     finish: Literal["stop", "length", "abort"] = "stop"
@@ -200,6 +204,21 @@ class Turn:
             raise ValueError("the sampler returned a non-finite logprob; the turn cannot be used")
         if not math.isfinite(self.reward):
             raise ValueError(f"the reward of a turn must be finite, got {self.reward!r}")
+        bounds = [0, *(end for _, _, end in self.versions)]
+        if self.versions and (
+            [start for _, start, _ in self.versions] != bounds[:-1]
+            or bounds[-1] != len(self.action_ids)
+        ):
+            raise ValueError(
+                f"versions must cover the {len(self.action_ids)} action tokens in order, without "
+                f"gaps, got {self.versions}"
+            )
+
+    @property
+    def token_versions(self) -> list[int]:
+        """The policy version that sampled each action token."""
+        spans = self.versions or ((self.policy_version, 0, len(self.action_ids)),)
+        return [version for version, start, end in spans for _ in range(start, end)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,13 +4,15 @@ step and from what the run has saved, and from nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from turnwise.agents.jobs import Job
 from turnwise.agents.policy import Policy
 from turnwise.agents.rollout import Settings, jobs_for, play
+from turnwise.agents.watchdog import Watchdog
 from turnwise.envs.base import Env
-from turnwise.envs.types import Episode, Group
+from turnwise.envs.types import Episode, Group, Task
 from turnwise.trainers.coach import Coach, own_attempts
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.prompts import Prompts
@@ -45,13 +47,30 @@ class Attempts:
             concurrency=config.tasks_per_step * config.group_size,
             max_turns=config.max_turns,
             max_tokens=config.max_tokens,
+            reply_timeout_s=config.reply_timeout_s,
+            retries=config.retries,
         )
+        self.fast = env.fast
         tasks = env.tasks("train")
         self.prompts = Prompts(tasks, seed=config.seed, replay=config.prompt_replay)
         self.coach: Coach | None = None
         if recipe.curriculum is not None:
             self.coach = Coach(recipe.curriculum, config.steps, make_env, self.settings)
             self.coach.require_expert(env, tasks[0])
+
+    def copied(self) -> Attempts:
+        """Return what goes on from here by itself, with the same policy."""
+        other = Attempts.__new__(Attempts)
+        other.take_over(self)
+        other.prompts = self.prompts.copied()
+        other.coach = None if self.coach is None else self.coach.copied()
+        return other
+
+    def take_over(self, other: Attempts) -> None:
+        """Go on from where `other` is, with its very parts."""
+        self.config, self.recipe, self.make_env = other.config, other.recipe, other.make_env
+        self.policy, self.settings, self.fast = other.policy, other.settings, other.fast
+        self.prompts, self.coach = other.prompts, other.coach
 
     def of_step(self, step: int) -> list[Group]:
         """Play groups until enough of them are to be trained on: DAPO's dynamic sampling.
@@ -79,15 +98,18 @@ class Attempts:
             chosen, config.group_size, run_seed=config.seed, split="train", prefix=prefix
         )
         jobs = jobs if self.coach is None else self.coach.jobs(jobs)
-        by_group: dict[str, list[Episode]] = {job.group: [] for job in jobs}
-        for episode in play(jobs, self.make_env, self.policy, self.settings):
-            by_group[episode.group].append(episode)
-        groups = [
-            Group(task=task, episodes=tuple(sorted(tried, key=lambda episode: episode.replica)))
-            for task, tried in zip(chosen, by_group.values(), strict=True)
-        ]
+        groups = grouped(chosen, jobs, self._episodes(chosen, jobs))
         self.prompts.note(indices, [own_attempts(group) for group in groups])
         return groups
+
+    def _episodes(self, chosen: Sequence[Task], jobs: Sequence[Job]) -> Iterable[Episode]:
+        """Play the attempts at the tasks of a round."""
+        watchdog = Watchdog()
+        with watchdog.beside():
+            yield from play(jobs, self.make_env, self.policy, self.settings, watchdog)
+
+    def ahead(self, step: int) -> None:
+        """Step `step` is about to be learnt from: what may be played meanwhile may start."""
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Return what was chosen and how deep it went, since the last call."""
@@ -118,3 +140,17 @@ class Attempts:
         self.prompts.load(folder)
         if self.coach is not None:
             self.coach.load(folder)
+
+    def close(self) -> None:
+        """Stop what is still being played. Safe to call twice."""
+
+
+def grouped(tasks: Sequence[Task], jobs: Sequence[Job], episodes: Iterable[Episode]) -> list[Group]:
+    """Return a group per task, in their order, of the episodes that `jobs` became."""
+    by_group: dict[str, list[Episode]] = {job.group: [] for job in jobs}
+    for episode in episodes:
+        by_group[episode.group].append(episode)
+    return [
+        Group(task=task, episodes=tuple(sorted(tried, key=lambda episode: episode.replica)))
+        for task, tried in zip(tasks, by_group.values(), strict=True)
+    ]

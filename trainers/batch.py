@@ -50,6 +50,8 @@ class Row:
     """Ids that the teacher alone reads."""
     hint_at: int = 0
     """Where in the prompt they go."""
+    version: list[int] = field(default_factory=list)
+    """Policy version that sampled each trained token."""
     seen: int | None = None
     """How much of `prompt` precedes `rest`; None is all. Rows that branch off one history at
     different places share it as their prompt, and it is computed once."""
@@ -145,6 +147,7 @@ def _row(segment: Segment, traj: int, first_turn: int, trained: Callable[[Turn],
             row.old.extend(turn.logprobs)
             row.turn.extend([first_turn + i] * len(turn.action_ids))
             row.temperature.extend([turn.temperature] * len(turn.action_ids))
+            row.version.extend(turn.token_versions)
         row.rest.extend(turn.action_ids)
         mask += [0] * len(context) + [1] * len(turn.action_ids)
     if digest([[*prompt, *row.rest], mask]) != (segment.sealed or segment.sha):

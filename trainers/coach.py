@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -48,6 +49,18 @@ class Coach:
         self.deepest: list[float] = []
         self._depths: list[tuple[int, int | None]] = []
         self._no_way = self._asked = 0
+
+    def copied(self) -> Coach:
+        """Return what goes on from here by itself."""
+        other = copy.copy(self)
+        other.success, other.drift = list(self.success), list(self.drift)
+        other.deepest, other.ways = list(self.deepest), self.ways.copied()
+        other._depths, other._no_way, other._asked = [], 0, other.ways.turns
+        return other
+
+    def merge(self, other: Coach) -> None:
+        """Take the ways that a copy has found."""
+        self.ways.merge(other.ways)
 
     @property
     def progress(self) -> Progress:

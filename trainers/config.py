@@ -34,6 +34,9 @@ class TrainConfig:
     """Tasks of a batch."""
     group_size: int = 8
     """Attempts per task; they are each other's baseline."""
+    pipeline_depth: int = 0
+    """Batches that are played while one is learnt from: its samples are older than the weights by
+    so many steps. 0 plays and learns by turns. See docs/asynchrony.md."""
     updates_per_step: int = 2
     """Optimizer steps per batch; the second one is off-policy by the first."""
     learning_rate: float = 5e-4
@@ -78,6 +81,14 @@ class TrainConfig:
     """Steps between checkpoints; 0 saves only at the end."""
     max_failed: float = 0.5
     """Stop when a larger share of a batch's episodes is lost to errors."""
+    retries: int = 1
+    """Further attempts at an episode, each in a fresh environment, after an error of the machine or
+    of the environment."""
+    reply_timeout_s: float = 900.0
+    """Deadline of one request to the engine; the episode then counts as lost to the machine."""
+    stall_timeout_s: float = 900.0
+    """With `pipeline_depth`: a rollout that hangs in one call for so long is given up, and the rest
+    of its batch is lost."""
     threads: int = 1
     """Threads of torch; a small model gains little from more."""
 
@@ -99,8 +110,12 @@ class TrainConfig:
                 raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
         if self.recall is not None:
             checked_recall(self.recall)
-        if self.lora_rank < 0 or self.checkpoint_every < 0:
-            raise ValueError("lora_rank and checkpoint_every must be 0 or more")
+        for name in ("lora_rank", "checkpoint_every", "pipeline_depth", "retries"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("reply_timeout_s", "stall_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         self.environment_arguments()
         self.options_of_recipe()
 

@@ -33,6 +33,8 @@ from turnwise.trainers.dagger_loop import Rounds
 from turnwise.trainers.interrupt import Interrupt
 from turnwise.trainers.learner import Learner, TrainingDiverged
 from turnwise.trainers.model import add_lora, load_model, save_model
+from turnwise.trainers.off_policy import for_depth, staleness
+from turnwise.trainers.pacing import paced
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe as recipe_named
 from turnwise.trainers.run_folder import RunFolder
@@ -109,11 +111,12 @@ def train(
         recipe: None takes `config.recipe` by name.
 
     Raises:
-        UnknownEnv, UnknownRecipe, ModelNotFound, TokenizerMismatch, RunFolderError: before
-            anything is played; the message says what to do.
+        UnknownEnv, UnknownRecipe, ModelNotFound, TokenizerMismatch, RunFolderError, OnPolicyOnly:
+            before anything is played; the message says what to do.
         TooManyLost, TrainingDiverged: in mid-run, after a checkpoint.
     """
     recipe = recipe or recipe_named(config.recipe, **config.options_of_recipe())
+    recipe = for_depth(recipe, config.pipeline_depth)
     make_env = make_env or partial(make, config.env, **config.environment_arguments())
     env = make_env()
     if not len(env.tasks("train")):
@@ -129,7 +132,7 @@ def train(
         teacher=config.teacher,
         steps=config.steps,
     )
-    attempts = Attempts(config, recipe, make_env, env, trainee.policy)
+    attempts = paced(Attempts(config, recipe, make_env, env, trainee.policy), trainee)
     rounds = Rounds.of(config, trainee, make_env, env, recipe, tutor)
     folder = RunFolder(config.out, config.to_json(), resume=config.resume)
     alarms, first = Alarms(), 0
@@ -174,6 +177,7 @@ def train(
             folder.checkpoint(done, save)
             raise
         finally:
+            attempts.close()
             folder.close()
             env.close()
 
@@ -194,6 +198,7 @@ def _step(
     episodes = _episodes(groups)
     folder.records.extend(episodes)
     require_enough(episodes, config.max_failed, config.max_tokens)
+    attempts.ahead(step)
     groups = [own_attempts(group) for group in groups]
     metrics = rollout_metrics(_episodes(groups)) | attempts.metrics(episodes)
     metrics |= _update(config, trainee, groups, recipe, tutor)
@@ -227,7 +232,9 @@ def _update(
     if tutor is not None:
         rows, said = tutor.teach(rows, advantages, table, episodes, trainee.learner)
         share |= said
-    if config.correct_mismatch:
+    if config.pipeline_depth:
+        share |= staleness(rows, trainee.learner.updates)
+    if config.correct_mismatch or config.pipeline_depth:
         rows = trainee.learner.with_proximal(rows)
     sizes = np.cumsum([0, *(len(group.trainable) for group in kept)])
     metrics: list[dict[str, float]] = []

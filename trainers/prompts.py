@@ -7,6 +7,7 @@ resumed run plays what it would have.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,20 @@ class Prompts:
         self.half_solved: set[int] = set()
         """Indices of the tasks whose last attempts succeeded about half the time."""
         self.replayed = self.chosen = 0
+        self.noted: dict[int, bool] = {}
+        """Whether a task was half solved, for those tried since this was made or copied."""
+
+    def copied(self) -> Prompts:
+        """Return what goes on from here by itself."""
+        other = copy.copy(self)
+        other.half_solved, other.noted = set(self.half_solved), {}
+        other.replayed = other.chosen = 0
+        return other
+
+    def merge(self, other: Prompts) -> None:
+        """Take what a copy has noted."""
+        for index, half in other.noted.items():
+            (self.half_solved.add if half else self.half_solved.discard)(index)
 
     def choose(self, first: int, count: int) -> list[int]:
         """Return the indices of `count` tasks for the slots from `first` on."""
@@ -56,7 +71,7 @@ class Prompts:
         for index, group in zip(indices, groups, strict=True):
             if tried := group.trainable:
                 rate = sum(episode.success for episode in tried) / len(tried)
-                half = HALF[0] <= rate <= HALF[1]
+                half = self.noted[index] = HALF[0] <= rate <= HALF[1]
                 (self.half_solved.add if half else self.half_solved.discard)(index)
 
     def metrics(self) -> dict[str, float]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from turnwise.agents.jobs import Job, answer_key
 from turnwise.agents.policy import ScriptedPolicy, Seat, expert
 from turnwise.agents.rollout import Settings, play
+from turnwise.agents.watchdog import Watchdog
 from turnwise.envs.base import Env
 from turnwise.envs.types import Episode
 
@@ -42,16 +43,29 @@ class Ways:
 
     def __init__(self, make_env: Callable[[], Env], settings: Settings) -> None:
         self.make_env, self.settings = make_env, settings
+        self.watchdog: Watchdog | None = None
+        """Of the rollout that waits for the ways."""
         self.turns = 0
         """Turns that were played to find them, of all calls."""
         self._known: dict[str, Way | None] = {}
+
+    def copied(self) -> Ways:
+        """Return what goes on from here by itself."""
+        other = Ways(self.make_env, self.settings)
+        other._known = dict(self._known)
+        return other
+
+    def merge(self, other: Ways) -> None:
+        """Take the ways that a copy has found."""
+        self._known.update(other._known)
 
     def of(self, jobs: Sequence[Job]) -> dict[str, Way | None]:
         """Return the way through each job's task, by the task's key; None if the expert fails."""
         new = {job.task.key: job for job in jobs if job.task.key not in self._known}
         asked = [Job(job.task, key, 0, job.env_seed, job.env_seed) for key, job in new.items()]
         lost = set()
-        for episode in play(asked, self.make_env, ScriptedPolicy(_expert), self.settings):
+        policy = ScriptedPolicy(_expert)
+        for episode in play(asked, self.make_env, policy, self.settings, self.watchdog):
             self.turns += len(episode.turns)
             self._known[episode.group] = _way(episode)
             if not episode.outcome.trainable:
