@@ -11,6 +11,7 @@ from turnwise.agents.policy import Policy
 from turnwise.agents.rollout import Settings, jobs_for, play
 from turnwise.envs.base import Env
 from turnwise.envs.types import Episode, Group
+from turnwise.trainers import ranks
 from turnwise.trainers.coach import Coach, own_attempts
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.prompts import Prompts
@@ -80,7 +81,10 @@ class Attempts:
         )
         jobs = jobs if self.coach is None else self.coach.jobs(jobs)
         by_group: dict[str, list[Episode]] = {job.group: [] for job in jobs}
-        for episode in play(jobs, self.make_env, self.policy, self.settings):
+        episodes = ranks.share_out(
+            jobs, lambda mine: play(mine, self.make_env, self.policy, self.settings)
+        )
+        for episode in episodes:
             by_group[episode.group].append(episode)
         groups = [
             Group(task=task, episodes=tuple(sorted(tried, key=lambda episode: episode.replica)))

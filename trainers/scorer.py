@@ -11,20 +11,24 @@ have at most S tokens and at most P in front; H heads, K key-value heads, E head
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from turnwise.agents.engines.functional import (
+    SUPPORTED,
+    Attend,
     Decoder,
     NotEquivalent,
+    base_model,
     grouped_attention,
     prove,
     supported,
 )
 from turnwise.trainers.batch import Packed
+from turnwise.trainers.precision import Precision, fp32, recomputed
 
 
 class Scorer:
@@ -33,10 +37,25 @@ class Scorer:
     Args:
         model: a Hugging Face causal model, adapters included.
         max_len: longest sequence in tokens.
+        precision: of the matrix products; softmaxes are float32 in any.
+        recompute: keep no activations inside the layers, and compute them again when the gradient
+            passes.
+
+    Raises:
+        ValueError: `recompute` is asked for an architecture that `Decoder` does not know.
     """
 
-    def __init__(self, model: nn.Module, max_len: int) -> None:
-        self.model, self.max_len = model, max_len
+    def __init__(
+        self,
+        model: nn.Module,
+        max_len: int,
+        *,
+        precision: Precision = fp32,
+        recompute: bool = False,
+    ) -> None:
+        self.model, self.max_len, self.precision = model, max_len, precision
+        self.forward: Callable[..., Tensor] = self.of_decoder
+        """What runs `of_decoder`: whoever shards the model puts itself in front of it."""
         self.decoder: Decoder | None = None
         if supported(model):
             decoder = Decoder(model, max_len)
@@ -45,6 +64,16 @@ class Scorer:
                 self.decoder = decoder
             except NotEquivalent:
                 self.decoder = None
+        if recompute:
+            self._recompute()
+
+    def _recompute(self) -> None:
+        if self.decoder is None:
+            raise ValueError(
+                f"checkpoint_activations works for {sorted(SUPPORTED)}, and this is "
+                f"{base_model(self.model).config.model_type!r}: lower micro_tokens instead"
+            )
+        self.decoder.through = recomputed(self.decoder.layer)
 
     def logprobs(self, packed: Packed) -> Tensor:
         """Return log_softmax(logits / T) of every trained token, float32 [M], nats.
@@ -74,11 +103,16 @@ class Scorer:
                 f"a row of {longest} tokens is longer than max_len {self.max_len}: raise it, or "
                 f"play with Settings(max_tokens={self.max_len})"
             )
-        if self.decoder is None:
-            return self._by_model(packed)
-        layout = _Layout(packed)
-        hidden_ND = self.decoder.hidden(packed.ids_N, packed.positions_N, layout.attend)
-        return self.decoder.logits(hidden_ND[packed.at_M])
+        with self.precision(packed.ids_N.device) as attending:
+            if self.decoder is None:
+                return self._by_model(packed)
+            attend = attending(_Layout(packed).attend)
+            return self.forward(packed.ids_N, packed.positions_N, packed.at_M, attend)
+
+    def of_decoder(self, ids_N: Tensor, positions_N: Tensor, at_M: Tensor, attend: Attend) -> Tensor:
+        """Return the logits of the tokens `at_M`, float32 [M, V], by the functional forward."""
+        assert self.decoder is not None
+        return self.decoder.logits(self.decoder.hidden(ids_N, positions_N, attend)[at_M])
 
     def _chosen(self, packed: Packed, logits_MV: Tensor) -> Tensor:
         scaled_MV = logits_MV / packed.temperature_M[:, None]
