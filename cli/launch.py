@@ -22,10 +22,9 @@ from typing import Any
 
 REPORTS = "TURNWISE_RANK_REPORTS"
 """Environment variable: the folder in which a rank says why it failed."""
-GRACE_S = 20.0
-"""How long the others have to end by themselves once one has failed."""
 POLL_S = 0.05
 KILLED = 4
+RESUME = "go on from the newest checkpoint with --resume"
 FINE = (0, 130)
 """Exit codes of a rank that is done, or was stopped and has saved."""
 
@@ -41,7 +40,12 @@ class Failure:
 
 
 def launch(
-    command: Sequence[str], processes: int, *, logs: Path, env: Mapping[str, str] | None = None
+    command: Sequence[str],
+    processes: int,
+    *,
+    logs: Path,
+    env: Mapping[str, str] | None = None,
+    grace_s: float = 20.0,
 ) -> tuple[int, str]:
     """Run `command` in `processes` processes until all are over.
 
@@ -49,6 +53,7 @@ def launch(
         command: what each runs; the environment tells it its rank.
         logs: folder for what ranks other than 0 print.
         env: what they get beside this process's own variables.
+        grace_s: how long the others have to end by themselves once one has failed.
 
     Returns:
         The exit code, and the line that tells which rank failed and how; empty where none did.
@@ -60,11 +65,11 @@ def launch(
             for rank in range(processes)
         ]
         with _signals_to(started):
-            first = _wait(started)
-        codes = [process.returncode for process in started]
+            first, silent = _wait(started, grace_s)
         if first is None:
-            return max(codes, key=abs), ""
-        return _verdict(first, started, Path(folder))
+            return max(process.returncode for process in started), ""
+        rank, why = _verdict(first, silent, started, Path(folder))
+        return why.code, f"rank {rank}: {why.line}"
 
 
 def _start(
@@ -92,16 +97,19 @@ def _start(
         )
 
 
-def _wait(started: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Wait for all; return the rank that failed first, after which the others have some time."""
-    first, until = None, float("inf")
+def _wait(
+    started: Sequence[subprocess.Popen[bytes]], grace_s: float
+) -> tuple[int | None, set[int]]:
+    """Wait for all; return the rank that failed first, and those that were still there then and
+    had to be killed."""
+    first, until, silent = None, float("inf"), set[int]()
     while any(process.poll() is None for process in started):
         if first is None and (first := _failed(started)) is not None:
-            until = time.monotonic() + GRACE_S
+            until = time.monotonic() + grace_s
         if time.monotonic() > until:
-            _kill(started)
+            silent |= _kill(started)
         time.sleep(POLL_S)
-    return first if first is not None else _failed(started)
+    return first if first is not None else _failed(started), silent
 
 
 def _failed(started: Sequence[subprocess.Popen[bytes]]) -> int | None:
@@ -110,21 +118,28 @@ def _failed(started: Sequence[subprocess.Popen[bytes]]) -> int | None:
     return next((rank for rank, code in enumerate(codes) if code not in (None, *FINE)), None)
 
 
-def _kill(started: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in started:
-        if process.poll() is None:
-            process.kill()
+def _kill(started: Sequence[subprocess.Popen[bytes]]) -> set[int]:
+    """Kill those of our processes that are still there; return their ranks."""
+    left = {rank for rank, process in enumerate(started) if process.poll() is None}
+    for rank in left:
+        started[rank].kill()
+    return left
 
 
 def _verdict(
-    first: int, started: Sequence[subprocess.Popen[bytes]], folder: Path
-) -> tuple[int, str]:
-    """Say what happened: a rank that died or failed itself before one that missed it."""
-    found = {rank: _failure(rank, process, folder) for rank, process in enumerate(started)}
-    order = [first, *(rank for rank in found if rank != first)]
-    failures = [(rank, failure) for rank in order if (failure := found[rank]) is not None]
-    rank, why = next(((r, f) for r, f in failures if not f.lost), failures[0])
-    return why.code, f"rank {rank}: {why.line}"
+    first: int, silent: set[int], started: Sequence[subprocess.Popen[bytes]], folder: Path
+) -> tuple[int, Failure]:
+    """Return which rank to name, and why: one that died or failed by itself before one that did
+    not answer, and that before one that only missed another."""
+    order = [first, *(rank for rank in range(len(started)) if rank != first)]
+    found = {rank: _failure(rank, started[rank], folder) for rank in order if rank not in silent}
+    failures = {rank: failure for rank, failure in found.items() if failure is not None}
+    own = next((rank for rank, failure in failures.items() if not failure.lost), None)
+    if own is not None:
+        return own, failures[own]
+    if silent:
+        return min(silent), Failure(KILLED, f"did not answer, and was killed; {RESUME}")
+    return first, failures[first]
 
 
 def _failure(rank: int, process: subprocess.Popen[bytes], folder: Path) -> Failure | None:
@@ -134,7 +149,7 @@ def _failure(rank: int, process: subprocess.Popen[bytes], folder: Path) -> Failu
     code = process.returncode
     if code < 0:
         name = signal.Signals(-code).name
-        return Failure(KILLED, f"was killed by {name}; go on from the newest checkpoint: --resume")
+        return Failure(KILLED, f"was killed by {name}; {RESUME}")
     return Failure(code, f"ended with code {code} and no word") if code not in FINE else None
 
 
@@ -180,5 +195,7 @@ def stop_with_launcher() -> None:
 
 
 def _watch() -> None:
-    sys.stdin.buffer.read()
+    # Not sys.stdin, whose lock a thread may not hold when the interpreter ends.
+    while os.read(0, 1024):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)

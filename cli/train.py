@@ -7,8 +7,10 @@ import os
 import shlex
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -83,10 +85,8 @@ def _train(options: Options) -> int:
     config = TrainConfig(**{f.name: getattr(options, f.name) for f in fields(TrainConfig)})
     quiet = os.environ.get("RANK", "0") != "0"  # another process tells
     rows = train(config)
-    if quiet:
-        last = _silently(rows)
-    else:
-        last = _print_lines(rows) if options.json else _show(rows, config)
+    show = _silently if quiet else _print_lines if options.json else partial(_show, config=config)
+    last = show(rows)
     done = int(last.get("step", config.steps))
     if done < config.steps:
         return INTERRUPTED if quiet else _stopped(done, config)
@@ -102,10 +102,8 @@ def _stopped(done: int, config: TrainConfig) -> int:
 
 
 def _silently(rows: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    last: dict[str, Any] = {}
-    for last in rows:
-        pass
-    return last
+    """Train, and return the last row."""
+    return (deque(rows, maxlen=1) or [{}])[0]
 
 
 def _print_lines(rows: Iterator[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, how they share what is played, and how they fail together.
+"""The processes of one run: who they are, how they share what is played, how they fail together.
 
 Every rank goes through the same steps with the same numbers: it plays its share of the groups, all
 episodes are told to all, and each computes its share of the gradient. With one process nothing here
@@ -107,7 +107,7 @@ def named() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(sign in str(error) for sign in _SIGNS):
             raise RankLost(
-                f"rank {rank()} lost another process of the run: it died, or did not answer within "
+                "another process of the run is gone: it died, or did not answer within "
                 "rank_timeout_s; go on from the newest checkpoint with --resume"
             ) from error
         raise

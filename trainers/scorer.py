@@ -71,7 +71,7 @@ class Scorer:
         if self.decoder is None:
             raise ValueError(
                 f"checkpoint_activations works for {sorted(SUPPORTED)}, and this is "
-                f"{base_model(self.model).config.model_type!r}: lower micro_tokens instead"
+                f"{type(base_model(self.model)).__name__}: lower micro_tokens instead"
             )
         self.decoder.through = recomputed(self.decoder.layer)
 
@@ -109,7 +109,9 @@ class Scorer:
             attend = attending(_Layout(packed).attend)
             return self.forward(packed.ids_N, packed.positions_N, packed.at_M, attend)
 
-    def of_decoder(self, ids_N: Tensor, positions_N: Tensor, at_M: Tensor, attend: Attend) -> Tensor:
+    def of_decoder(
+        self, ids_N: Tensor, positions_N: Tensor, at_M: Tensor, attend: Attend
+    ) -> Tensor:
         """Return the logits of the tokens `at_M`, float32 [M, V], by the functional forward."""
         assert self.decoder is not None
         return self.decoder.logits(self.decoder.hidden(ids_N, positions_N, attend)[at_M])

@@ -14,6 +14,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,7 +28,13 @@ from turnwise.agents.engines.functional import base_model
 from turnwise.trainers import ranks
 from turnwise.trainers.replicated import spread
 from turnwise.trainers.scorer import Scorer
-from turnwise.trainers.shards import SHARDS, read_shards, split_optimizer, split_weights, write_shards
+from turnwise.trainers.shards import (
+    SHARDS,
+    read_shards,
+    split_optimizer,
+    split_weights,
+    write_shards,
+)
 
 
 class Sharded:
@@ -80,7 +87,7 @@ class Sharded:
         pairs = zip(self.model.parameters(), self.split.parameters(), strict=True)
         for whole, part in pairs:
             if part.requires_grad:
-                whole.copy_(part.full_tensor())  # type: ignore[attr-defined]
+                whole.copy_(part.full_tensor())
 
     def save(self, folder: Path) -> None:
         """Write the shards, each rank its own; the folder is one that all ranks see."""
@@ -104,11 +111,11 @@ def _shard(scorer: Scorer) -> None:
     causal, decoder = base_model(scorer.model), scorer.decoder
     if decoder is not None:
         decoder.rope(torch.zeros(1, dtype=torch.int64, device=device))  # while weights are whole
-        run = decoder.through
-        for i, layer in enumerate(decoder.layers):
+        run, layers = decoder.through, list[Any](decoder.layers)  # type: ignore[arg-type]
+        for i, layer in enumerate(layers):
             layer.forward = partial(run, i)
             fully_shard(layer, mesh=mesh)
-        decoder.through = lambda i, *rest: decoder.layers[i](*rest)
+        decoder.through = lambda i, *rest: layers[i](*rest)
         causal.forward = scorer.of_decoder
         scorer.forward = causal
     fully_shard(causal, mesh=mesh)

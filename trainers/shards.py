@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -28,14 +30,14 @@ def write_shards(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
         OSError: a rank could not write.
     """
     try:
-        dcp.save(_named(model, optimizer), checkpoint_id=folder)
+        save(_named(model, optimizer), checkpoint_id=folder)
     except CheckpointException as error:
         raise OSError(f"cannot write shards to {folder}: {error}") from error
 
 
 def read_shards(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Read what `write_shards` wrote, into whole tensors or into shards."""
-    written = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    written = FileSystemReader(folder).read_metadata().state_dict_metadata
     for name, parameter in _trained(model):
         if f"optimizer.{name}.step" in written:
             optimizer.state[parameter] = {
@@ -44,7 +46,7 @@ def read_shards(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
     with torch.no_grad():
-        dcp.load(_named(model, optimizer), checkpoint_id=folder)
+        load(_named(model, optimizer), checkpoint_id=folder)
 
 
 def _named(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from turnwise.trainers import ranks
 from turnwise.trainers.run_folder import RunFolder
 
 Save = Callable[[Path], None]
+NOTHING: tuple[str, Any] = ("", None)
+"""What a rank gives that only listens."""
 
 
 def open_folder(path: Path, config: dict[str, Any], *, resume: bool) -> RunFolder | SharedFolder:
@@ -34,10 +36,10 @@ class SharedFolder:
 
     def __init__(self, path: Path, config: dict[str, Any], *, resume: bool) -> None:
         self._own = ranks.on_main(lambda: RunFolder(path, config, resume=resume))
-        state = None if self._own is None else getattr(self._own, "state", {})
+        state: dict[str, Any] = getattr(self._own, "state", {})
         self.path = Path(path)
         self.resumed: Path | None = ranks.tell(None if self._own is None else self._own.resumed)
-        self.state: dict[str, Any] = ranks.tell(state) or {}
+        self.state: dict[str, Any] = ranks.tell(state)
         self.records = _Records(self._own)
 
     def log(self, row: dict[str, Any]) -> None:
@@ -85,7 +87,7 @@ def _lead(save: Save, folder: Path) -> None:
 def _follow(save: Save) -> None:
     """Do what rank 0 says, until it says that the checkpoint is there or could not be written."""
     while True:
-        word, what = ranks.tell(("", None))
+        word, what = ranks.tell(NOTHING)
         if word == "save":
             save(what)
         elif what is not None:

@@ -31,7 +31,9 @@ def share_of(rows: Sequence[Row], number: int, count: int) -> list[Row]:
     return mine
 
 
-def my_batches(rows: Sequence[Row], budget: int, *, level: bool) -> Iterator[tuple[list[Row], bool]]:
+def my_batches(
+    rows: Sequence[Row], budget: int, *, level: bool
+) -> Iterator[tuple[list[Row], bool]]:
     """Yield (micro-batch, whether it counts) for this rank.
 
     Args:

@@ -181,6 +181,8 @@ def _gradient_gap(model: nn.Module, ours: Tensor, theirs: Tensor) -> float:
 
 
 def _norm(x: Tensor, module: nn.Module) -> Tensor:
+    # Under autocast a projection gives less than what the weights are in.
+    x = x.to(module.weight.dtype)
     return F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
 
 
