@@ -29,7 +29,7 @@ from turnwise.trainers.scorer import Scorer
 from turnwise.trainers.sharded import Sharded
 from turnwise.trainers.shares import found_by_all, my_batches
 from turnwise.trainers.surrogates import Aggregate, Totals, token_mean
-from turnwise.trainers.teachers import Teacher
+from turnwise.trainers.teachers import Teacher, scores_by_parts
 
 MAX_SKIPPED = 3
 LossOf = Callable[[Packed], tuple[Tensor, Metrics]]
@@ -162,12 +162,25 @@ class Learner:
             return *self.scorer.logprobs_and_entropy(packed), None
         if teacher is None:
             raise ValueError(f"recipe {recipe.name!r} has a direct loss and needs a teacher")
-        student_MV = self.log_distribution(packed)
-        with torch.no_grad():
-            teacher_MV = teacher.logprobs(packed)
-            entropy_M = -(student_MV.exp() * student_MV).sum(-1)
-        scores = Scores(student_MV, teacher_MV, packed.target_M, packed.tokens.old_M)
-        return scores.chosen_M, entropy_M, how.direct(scores)
+        return self._compared(packed, how.direct, teacher)
+
+    def _compared(
+        self, packed: Packed, direct: Direct, teacher: Teacher
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (log pi, entropy, direct loss) of each trained token. [M] each"""
+        taught = scores_by_parts(teacher, packed)
+
+        def find(logits: Tensor, part: slice) -> tuple[Tensor, ...]:
+            student = (logits / packed.temperature_M[part, None]).log_softmax(-1)
+            with torch.no_grad():
+                theirs = taught(part)
+                entropy = -(student.exp() * student).sum(-1)
+            old = packed.tokens.old_M[part]
+            scores = Scores(student, theirs, packed.target_M[part], old)
+            return scores.chosen_M, entropy, direct(scores)
+
+        logprobs_M, entropy_M, divergence_M = self.scorer.each(packed, find)
+        return logprobs_M, entropy_M, divergence_M
 
     def imitate(
         self,
@@ -200,12 +213,8 @@ class Learner:
             return cross_entropy(self.scorer.logprobs(packed), weight_M)
         if teacher is None:
             raise ValueError("imitation by a direct loss needs a teacher that scores tokens")
-        with torch.no_grad():
-            teacher_MV = teacher.logprobs(packed)
-        student_MV = self.log_distribution(packed)
-        scores = Scores(student_MV, teacher_MV, packed.target_M, packed.tokens.old_M)
-        divergence_M = direct(scores)
-        _, metrics = cross_entropy(scores.chosen_M.detach(), weight_M)
+        logprobs_M, _, divergence_M = self._compared(packed, direct, teacher)
+        _, metrics = cross_entropy(logprobs_M.detach(), weight_M)
         watched = {"direct_loss": (float(divergence_M.detach().sum()), len(divergence_M))}
         return (weight_M * divergence_M).sum(), {**metrics, **watched}
 
