@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import sys
+import tempfile
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from turnwise.cli.display import console, finite
+from turnwise.cli.failures import describe
+from turnwise.cli.launch import launch, report
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.progress import Progress, spelled
 
@@ -34,19 +42,68 @@ class Options(TrainConfig):
 
 def run(options: Options) -> int:
     """Train to the end and return the exit code."""
+    if "WORLD_SIZE" in os.environ:  # `accelerate launch`, torchrun
+        return run_rank(options)
+    return _launched(options) if options.processes > 1 else _train(options)
+
+
+def _launched(options: Options) -> int:
+    """Start the processes of the run; whichever fails, one line tells."""
+    with tempfile.TemporaryDirectory(prefix="turnwise-train-") as folder:
+        wanted = Path(folder) / "options.json"
+        wanted.write_text(json.dumps(options.to_json()))
+        code, line = launch(
+            [sys.executable, "-m", "turnwise.cli.rank", str(wanted)],
+            options.processes,
+            logs=options.out / "ranks",
+            env={"OMP_NUM_THREADS": str(options.threads)},
+        )
+    if line:
+        print(f"turnwise train: {line}", file=sys.stderr)
+    return code
+
+
+def run_rank(options: Options) -> int:
+    """Train as one process of several and return the exit code."""
+    from turnwise.trainers.ranks import RankFailed, RankLost, rank
+
+    try:
+        return _train(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        code, line = describe(error)
+        lost = isinstance(error, RankFailed | RankLost)
+        if not report(code, line, lost=lost) and not isinstance(error, RankFailed):
+            print(f"turnwise train: rank {rank()}: {line}", file=sys.stderr)
+        return code
+
+
+def _train(options: Options) -> int:
     from turnwise.trainers.loop import train
 
     config = TrainConfig(**{f.name: getattr(options, f.name) for f in fields(TrainConfig)})
+    quiet = os.environ.get("RANK", "0") != "0"  # another process tells
     rows = train(config)
-    last = _print_lines(rows) if options.json else _show(rows, config)
+    show = _silently if quiet else _print_lines if options.json else partial(_show, config=config)
+    last = show(rows)
     done = int(last.get("step", config.steps))
     if done < config.steps:
-        out = console(stderr=True)
-        out.print(Text(f"stopped after step {done} of {config.steps}, saved; go on with --resume"))
-        return INTERRUPTED
-    if not options.json:
+        return INTERRUPTED if quiet else _stopped(done, config)
+    if not options.json and not quiet:
         _conclude(config)
     return 0
+
+
+def _stopped(done: int, config: TrainConfig) -> int:
+    out = console(stderr=True)
+    out.print(Text(f"stopped after step {done} of {config.steps}, saved; go on with --resume"))
+    return INTERRUPTED
+
+
+def _silently(rows: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Train, and return the last row."""
+    return (deque(rows, maxlen=1) or [{}])[0]
 
 
 def _print_lines(rows: Iterator[dict[str, Any]]) -> dict[str, Any]:

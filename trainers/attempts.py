@@ -13,6 +13,7 @@ from turnwise.agents.rollout import Settings, jobs_for, play
 from turnwise.agents.watchdog import Watchdog
 from turnwise.envs.base import Env
 from turnwise.envs.types import Episode, Group, Task
+from turnwise.trainers import ranks
 from turnwise.trainers.coach import Coach, own_attempts
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.prompts import Prompts
@@ -106,7 +107,10 @@ class Attempts:
         """Play the attempts at the tasks of a round."""
         watchdog = Watchdog()
         with watchdog.beside():
-            yield from play(jobs, self.make_env, self.policy, self.settings, watchdog)
+            yield from ranks.share_out(
+                jobs,
+                lambda mine: play(mine, self.make_env, self.policy, self.settings, watchdog),
+            )
 
     def ahead(self, step: int) -> None:
         """Step `step` is about to be learnt from: what may be played meanwhile may start."""

@@ -173,7 +173,7 @@ def micro_batches(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
     batch: list[Row] = []
     prompts: set[tuple[int, ...]] = set()
     size = 0
-    for unit in _units(rows):
+    for unit in units(rows):
         new = {row.prompt for row in unit} - prompts
         if batch and size + _tokens_in(unit, new) > budget:
             yield batch
@@ -188,8 +188,8 @@ def _tokens_in(unit: Sequence[Row], prompts: Iterable[tuple[int, ...]]) -> int:
     return sum(map(len, unit)) + sum(map(len, prompts))
 
 
-def _units(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """The rows of each episode."""
+def units(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Yield the rows of each episode."""
     unit: list[Row] = []
     for row in rows:
         if unit and row.traj != unit[-1].traj:

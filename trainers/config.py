@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from turnwise.agents.renderer import checked_recall
 
@@ -90,7 +90,19 @@ class TrainConfig:
     """With `pipeline_depth`: a rollout that hangs in one call for so long is given up, and the rest
     of its batch is lost."""
     threads: int = 1
-    """Threads of torch; a small model gains little from more."""
+    """Threads of torch, in each process; a small model gains little from more."""
+    processes: int = 1
+    """Processes that share the episodes and the gradient of every step; see docs/scaling.md. Under
+    `accelerate launch` it is as many as were launched."""
+    shard: bool = False
+    """Split weights, gradients and optimizer over the processes (FSDP2)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the matrix products of an update; weights and softmaxes stay float32. The engine plays in
+    that of the weights: watch `engine_gap`, and set `correct_mismatch` with bf16."""
+    checkpoint_activations: bool = False
+    """Keep no activations inside the layers, and compute them again in the backward pass."""
+    rank_timeout_s: float = 1800.0
+    """How long a process waits for the others at one place before it gives the run up."""
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -98,7 +110,7 @@ class TrainConfig:
                 f"group_size must be at least 2 to have a baseline, got {self.group_size}"
             )
         positive = ("steps", "tasks_per_step", "updates_per_step", "micro_tokens", "max_new_tokens")
-        for name in (*positive, "max_tokens", "threads"):
+        for name in (*positive, "max_tokens", "threads", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.temperature <= 0:
@@ -108,6 +120,13 @@ class TrainConfig:
         for name in ("max_failed", "decay_from", "prompt_replay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+        if self.pipeline_depth and self.processes > 1:
+            raise ValueError(
+                f"pipeline_depth {self.pipeline_depth} overlaps batches within one process, got "
+                f"processes {self.processes}: leave one of them at its default"
+            )
+        if self.rank_timeout_s <= 0:
+            raise ValueError(f"rank_timeout_s must be above 0, got {self.rank_timeout_s}")
         if self.recall is not None:
             checked_recall(self.recall)
         for name in ("lora_rank", "checkpoint_every", "pipeline_depth", "retries"):

@@ -24,6 +24,7 @@ from turnwise.agents.teachers import LLMTeacher, TextTeacher
 from turnwise.envs.base import Env
 from turnwise.envs.seeds import derive
 from turnwise.envs.types import Episode, Group
+from turnwise.trainers import ranks
 from turnwise.trainers.batch import rows_of
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.dagger import Lessons, lessons
@@ -32,6 +33,7 @@ from turnwise.trainers.mixes import Progress
 from turnwise.trainers.model import load_model
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.run_folder import RunFolder
+from turnwise.trainers.shared_folder import SharedFolder
 from turnwise.trainers.teachers import ModelTeacher, frozen, require_same_vocabulary
 from turnwise.trainers.turns import turn_table
 from turnwise.trainers.tutor import NoTeacher, Tutor
@@ -141,7 +143,7 @@ class Rounds:
         for row in read_records(folder / "episodes.jsonl"):
             self.played[int(row.episode.group[1:].split("-")[0])].append(row.episode)
 
-    def step(self, step: int, folder: RunFolder) -> dict[str, Any]:
+    def step(self, step: int, folder: RunFolder | SharedFolder) -> dict[str, Any]:
         """Play a round, record it, learn from what is kept, publish."""
         start = time.process_time()
         roll_in = self.how.roll_in(Progress(step, self.config.steps))
@@ -172,7 +174,10 @@ class Rounds:
         )
         policy = Labelling(self.trainee.policy, self.teacher, roll_in, self.how.wanted)
         by_group: dict[str, list[Episode]] = {job.group: [] for job in jobs}
-        for episode in play_labelled(jobs, self.make_env, policy, settings):
+        episodes = ranks.share_out(
+            jobs, lambda mine: play_labelled(mine, self.make_env, policy, settings)
+        )
+        for episode in episodes:
             by_group[episode.group].append(episode)
         return [
             Group(task=task, episodes=tuple(sorted(some, key=lambda episode: episode.replica)))

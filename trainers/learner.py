@@ -1,7 +1,7 @@
 """Rows in, one optimizer step out: the only place that holds a gradient.
 
 Accelerate places the model, runs the backward pass and writes checkpoints. Denominators are those
-of the whole batch, so micro-batches add up exactly.
+of the whole batch, so micro-batches add up exactly, and so do the shares of several processes.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from turnwise.agents.engines.functional import base_model
-from turnwise.trainers.batch import Packed, Row, micro_batches, pack, totals_of
+from turnwise.trainers import ranks
+from turnwise.trainers.batch import Packed, Row, pack, totals_of
 from turnwise.trainers.divergences import Direct, Scores
-from turnwise.trainers.model import quiet
 from turnwise.trainers.objective import Metrics, cross_entropy, merge, objective
+from turnwise.trainers.precision import Precision, fp32
 from turnwise.trainers.recipe import Recipe
+from turnwise.trainers.replicated import Replicated
 from turnwise.trainers.scorer import Scorer
+from turnwise.trainers.sharded import Sharded
+from turnwise.trainers.shares import found_by_all, my_batches
 from turnwise.trainers.surrogates import Aggregate, Totals, token_mean
-from turnwise.trainers.teachers import Teacher
+from turnwise.trainers.teachers import Teacher, scores_by_parts
 
 MAX_SKIPPED = 3
 LossOf = Callable[[Packed], tuple[Tensor, Metrics]]
@@ -46,6 +49,12 @@ class Learner:
         schedule: step -> factor.
         micro_tokens: about so many tokens per forward pass.
         max_len: longest sequence in tokens.
+        precision: of the matrix products; see `turnwise.trainers.precision`.
+        recompute: keep no activations inside the layers.
+        shard: split weights, gradients and optimizer over the processes.
+
+    Attributes:
+        model: the trained weights as a plain model, on every process.
     """
 
     def __init__(
@@ -59,20 +68,20 @@ class Learner:
         max_grad_norm: float = 1.0,
         micro_tokens: int = 8192,
         max_len: int = 1024,
+        precision: Precision = fp32,
+        recompute: bool = False,
+        shard: bool = False,
     ) -> None:
-        self.accelerator = Accelerator()
-        if self.accelerator.num_processes > 1:
-            raise NotImplementedError(
-                f"{self.accelerator.num_processes} processes were launched, and training runs in "
-                "one: its gradients are not yet summed over processes"
-            )
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=learning_rate, betas=betas, weight_decay=weight_decay
-        )
+        self.accelerator = ranks.accelerator()
         # Not train(): dropout would make the log-probabilities differ from those of the engine.
-        self.model, self.optimizer = self.accelerator.prepare(model.eval(), optimizer)
-        self.scorer = Scorer(self.model, max_len)
+        self.weights = (Sharded if shard else Replicated)(
+            self.accelerator,
+            model.eval(),
+            partial(Scorer, max_len=max_len, precision=precision, recompute=recompute),
+            partial(torch.optim.AdamW, lr=learning_rate, betas=betas, weight_decay=weight_decay),
+        )
+        self.model, self.scorer = self.weights.model, self.weights.scorer
+        self.optimizer = self.weights.optimizer
         self.learning_rate, self.schedule = learning_rate, schedule
         self.max_grad_norm, self.micro_tokens, self.max_len = max_grad_norm, micro_tokens, max_len
         self.updates, self.skipped = 0, 0
@@ -86,15 +95,27 @@ class Learner:
     @torch.no_grad()
     def with_proximal(self, rows: Sequence[Row]) -> list[Row]:
         """Return `rows` with the log-probabilities that the present weights give their tokens."""
-        totals, filled = totals_of(rows), []
-        for some in micro_batches(rows, self.micro_tokens):
-            device = self.accelerator.device
+        totals, device = totals_of(rows), self.accelerator.device
+
+        def find(some: Sequence[Row]) -> dict[str, Tensor]:
             packed = pack(some, aggregate=token_mean, totals=totals, device=device)
-            found = self.scorer.logprobs(packed).tolist()
-            for row in some:
-                filled.append(replace(row, prox=found[: len(row.trained)]))
-                del found[: len(row.trained)]
-        return filled
+            return {"prox": self.scorer.logprobs(packed)}
+
+        found = self.found_by_all(rows, find).get("prox", torch.empty(0)).tolist()
+        ends = np.cumsum([len(row.trained) for row in rows])
+        return [
+            replace(row, prox=found[end - len(row.trained) : end])
+            for row, end in zip(rows, ends.tolist(), strict=True)
+        ]
+
+    def found_by_all(
+        self, rows: Sequence[Row], find: Callable[[list[Row]], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return the columns that `find` gives of the trained tokens of `rows`, on every process.
+
+        Each runs it on its share of the micro-batches.
+        """
+        return found_by_all(rows, self.micro_tokens, find, level=self.weights.level)
 
     def log_distribution(self, packed: Packed) -> Tensor:
         """Return log pi over the vocabulary at each trained token, with its graph. [M, V]"""
@@ -141,12 +162,25 @@ class Learner:
             return *self.scorer.logprobs_and_entropy(packed), None
         if teacher is None:
             raise ValueError(f"recipe {recipe.name!r} has a direct loss and needs a teacher")
-        student_MV = self.log_distribution(packed)
-        with torch.no_grad():
-            teacher_MV = teacher.logprobs(packed)
-            entropy_M = -(student_MV.exp() * student_MV).sum(-1)
-        scores = Scores(student_MV, teacher_MV, packed.target_M, packed.tokens.old_M)
-        return scores.chosen_M, entropy_M, how.direct(scores)
+        return self._compared(packed, how.direct, teacher)
+
+    def _compared(
+        self, packed: Packed, direct: Direct, teacher: Teacher
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (log pi, entropy, direct loss) of each trained token. [M] each"""
+        taught = scores_by_parts(teacher, packed)
+
+        def find(logits: Tensor, part: slice) -> tuple[Tensor, ...]:
+            student = (logits / packed.temperature_M[part, None]).log_softmax(-1)
+            with torch.no_grad():
+                theirs = taught(part)
+                entropy = -(student.exp() * student).sum(-1)
+            old = packed.tokens.old_M[part]
+            scores = Scores(student, theirs, packed.target_M[part], old)
+            return scores.chosen_M, entropy, direct(scores)
+
+        logprobs_M, entropy_M, divergence_M = self.scorer.each(packed, find)
+        return logprobs_M, entropy_M, divergence_M
 
     def imitate(
         self,
@@ -179,12 +213,8 @@ class Learner:
             return cross_entropy(self.scorer.logprobs(packed), weight_M)
         if teacher is None:
             raise ValueError("imitation by a direct loss needs a teacher that scores tokens")
-        with torch.no_grad():
-            teacher_MV = teacher.logprobs(packed)
-        student_MV = self.log_distribution(packed)
-        scores = Scores(student_MV, teacher_MV, packed.target_M, packed.tokens.old_M)
-        divergence_M = direct(scores)
-        _, metrics = cross_entropy(scores.chosen_M.detach(), weight_M)
+        logprobs_M, _, divergence_M = self._compared(packed, direct, teacher)
+        _, metrics = cross_entropy(logprobs_M.detach(), weight_M)
         watched = {"direct_loss": (float(divergence_M.detach().sum()), len(divergence_M))}
         return (weight_M * divergence_M).sum(), {**metrics, **watched}
 
@@ -202,7 +232,7 @@ class Learner:
             return {"trained_tokens": 0.0}
         losses, seen = [], []
         for rows, loss_of in parts:
-            for some in micro_batches(rows, self.micro_tokens):
+            for some, counts in my_batches(rows, self.micro_tokens, level=self.weights.level):
                 packed = pack(
                     some,
                     advantages=advantages,
@@ -211,21 +241,26 @@ class Learner:
                     device=self.accelerator.device,
                 )
                 loss, part = loss_of(packed)
-                self.accelerator.backward(loss)
-                losses.append(loss.item())
-                seen.append(part)
-        metrics = merge(seen)
-        metrics |= {"loss": math.fsum(losses), "trained_tokens": float(totals.tokens)}
+                self.accelerator.backward(loss if counts else 0.0 * loss)
+                if counts:
+                    losses.append(loss.item())
+                    seen.append(part)
+        self.weights.sum_gradients()
+        shares = ranks.gather((losses, seen))
+        metrics = merge([part for _, theirs in shares for part in theirs])
+        metrics["loss"] = math.fsum([loss for theirs, _ in shares for loss in theirs])
+        metrics["trained_tokens"] = float(totals.tokens)
         return metrics | self._apply(metrics["loss"])
 
     def _apply(self, loss: float) -> dict[str, float]:
         """Clip and step, unless something is not finite: then forget the gradient."""
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm))
+        norm = self.weights.clip(self.max_grad_norm)
         if math.isfinite(loss) and math.isfinite(norm):
             rate = self.learning_rate * self.schedule(self.updates)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
+            self.weights.publish()
             self.updates, self.skipped = self.updates + 1, 0
         else:
             self.skipped += 1
@@ -247,13 +282,13 @@ class Learner:
         return self._reference.logprobs(packed)
 
     def save(self, folder: Path) -> None:
-        """Write model, optimizer and counters with Accelerate."""
-        with quiet():
-            self.accelerator.save_state(str(folder))
-        torch.save({"updates": self.updates, "skipped": self.skipped}, folder / "learner.pt")
+        """Write weights, optimizer and counters; every process takes part."""
+        self.weights.save(folder)
+        if ranks.is_main():
+            torch.save({"updates": self.updates, "skipped": self.skipped}, folder / "learner.pt")
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, bit for bit."""
-        self.accelerator.load_state(str(folder))
+        """Read what `save` wrote, by however many processes: bit for bit."""
+        self.weights.load(folder)
         state = torch.load(folder / "learner.pt", weights_only=True)
         self.updates, self.skipped = state["updates"], state["skipped"]

@@ -25,6 +25,7 @@ from turnwise.agents.renderer import Renderer, remember
 from turnwise.envs.base import Env
 from turnwise.envs.registry import make
 from turnwise.envs.types import Episode, Group
+from turnwise.trainers import ranks
 from turnwise.trainers.attempts import Attempts
 from turnwise.trainers.batch import rows_of
 from turnwise.trainers.coach import own_attempts
@@ -35,9 +36,11 @@ from turnwise.trainers.learner import Learner, TrainingDiverged
 from turnwise.trainers.model import add_lora, load_model, save_model
 from turnwise.trainers.off_policy import for_depth, staleness
 from turnwise.trainers.pacing import paced
+from turnwise.trainers.precision import PRECISIONS
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe as recipe_named
 from turnwise.trainers.run_folder import RunFolder
+from turnwise.trainers.shared_folder import SharedFolder, open_folder
 from turnwise.trainers.turns import turn_table
 from turnwise.trainers.tutor import Tutor, tutor_for
 from turnwise.trainers.watch import Alarms, TooManyLost, mean_of, require_enough, rollout_metrics
@@ -77,6 +80,9 @@ class Trainee:
             max_grad_norm=config.max_grad_norm,
             micro_tokens=config.micro_tokens,
             max_len=config.max_tokens,
+            precision=PRECISIONS[config.precision],
+            recompute=config.checkpoint_activations,
+            shard=config.shard,
         )
         slots = config.tasks_per_step * config.group_size
         engine = EmbeddedEngine(learner.model, slots=slots, max_len=config.max_tokens)
@@ -114,7 +120,9 @@ def train(
         UnknownEnv, UnknownRecipe, ModelNotFound, TokenizerMismatch, RunFolderError, OnPolicyOnly:
             before anything is played; the message says what to do.
         TooManyLost, TrainingDiverged: in mid-run, after a checkpoint.
+        RankFailed, RankLost: of several processes another one failed, or is gone.
     """
+    ranks.join(config.processes, config.rank_timeout_s)
     recipe = recipe or recipe_named(config.recipe, **config.options_of_recipe())
     recipe = for_depth(recipe, config.pipeline_depth)
     make_env = make_env or partial(make, config.env, **config.environment_arguments())
@@ -134,7 +142,7 @@ def train(
     )
     attempts = paced(Attempts(config, recipe, make_env, env, trainee.policy), trainee)
     rounds = Rounds.of(config, trainee, make_env, env, recipe, tutor)
-    folder = RunFolder(config.out, config.to_json(), resume=config.resume)
+    folder = open_folder(config.out, config.to_json(), resume=config.resume)
     alarms, first = Alarms(), 0
     if folder.resumed is not None:
         trainee.learner.load(folder.resumed)
@@ -149,13 +157,15 @@ def train(
 
     def save(place: Path) -> None:
         trainee.learner.save(place)
+        if not ranks.is_main():
+            return
         (place / "alarms.json").write_text(json.dumps(alarms.state_dict()))
         attempts.save(place)
         if tutor is not None:
             tutor.save(place)
 
     done = first
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, ranks.named():
         try:
             for step in range(first, config.steps):
                 if rounds is not None:
@@ -169,10 +179,12 @@ def train(
                 if config.checkpoint_every and done % config.checkpoint_every == 0:
                     folder.checkpoint(done, save)
                 yield metrics
-                if interrupt.requested:
+                if ranks.anywhere(interrupt.requested):
                     break
             folder.checkpoint(done, save)
-            save_model(trainee.model, trainee.tokenizer, config.out / "model")
+            ranks.on_main(
+                lambda: save_model(trainee.model, trainee.tokenizer, config.out / "model")
+            )
         except RESUMABLE:
             folder.checkpoint(done, save)
             raise
@@ -188,7 +200,7 @@ def _step(
     attempts: Attempts,
     step: int,
     recipe: Recipe,
-    folder: RunFolder,
+    folder: RunFolder | SharedFolder,
     tutor: Tutor | None,
 ) -> dict[str, Any]:
     """Rollout, credit, update, publish: one batch of groups, and what is to be said of it."""

@@ -11,20 +11,26 @@ have at most S tokens and at most P in front; H heads, K key-value heads, E head
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from turnwise.agents.engines.functional import (
+    SUPPORTED,
+    Attend,
     Decoder,
     NotEquivalent,
+    base_model,
     grouped_attention,
     prove,
     supported,
 )
 from turnwise.trainers.batch import Packed
+from turnwise.trainers.precision import Precision, fp32, recomputed
+from turnwise.trainers.vocabulary import LOGITS_AT_ONCE, Find, by_parts
 
 
 class Scorer:
@@ -33,10 +39,26 @@ class Scorer:
     Args:
         model: a Hugging Face causal model, adapters included.
         max_len: longest sequence in tokens.
+        precision: of the matrix products; softmaxes are float32 in any.
+        recompute: keep no activations inside the layers, and compute them again when the gradient
+            passes.
+
+    Raises:
+        ValueError: `recompute` is asked for an architecture that `Decoder` does not know.
     """
 
-    def __init__(self, model: nn.Module, max_len: int) -> None:
-        self.model, self.max_len = model, max_len
+    def __init__(
+        self,
+        model: nn.Module,
+        max_len: int,
+        *,
+        precision: Precision = fp32,
+        recompute: bool = False,
+    ) -> None:
+        self.model, self.max_len, self.precision = model, max_len, precision
+        self.logits_at_once = LOGITS_AT_ONCE
+        self.forward: Callable[..., tuple[Tensor, ...]] = self.of_decoder
+        """What runs `of_decoder`: whoever shards the model puts itself in front of it."""
         self.decoder: Decoder | None = None
         if supported(model):
             decoder = Decoder(model, max_len)
@@ -45,6 +67,16 @@ class Scorer:
                 self.decoder = decoder
             except NotEquivalent:
                 self.decoder = None
+        if recompute:
+            self._recompute()
+
+    def _recompute(self) -> None:
+        if self.decoder is None:
+            raise ValueError(
+                f"checkpoint_activations works for {sorted(SUPPORTED)}, and this is "
+                f"{type(base_model(self.model)).__name__}: lower micro_tokens instead"
+            )
+        self.decoder.through = recomputed(self.decoder.layer)
 
     def logprobs(self, packed: Packed) -> Tensor:
         """Return log_softmax(logits / T) of every trained token, float32 [M], nats.
@@ -52,15 +84,12 @@ class Scorer:
         Raises:
             ValueError: a row is longer than `max_len`.
         """
-        return self._chosen(packed, self.logits(packed))
+        return self.each(packed, partial(_chosen, packed))[0]
 
     def logprobs_and_entropy(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Also return the entropy of the distribution at each trained token, detached [M]."""
-        logits_MV = self.logits(packed)
-        with torch.no_grad():
-            logp_MV = torch.log_softmax(logits_MV / packed.temperature_M[:, None], -1)
-            entropy_M = -(logp_MV.exp() * logp_MV).sum(-1)
-        return self._chosen(packed, logits_MV), entropy_M
+        logprobs_M, entropy_M = self.each(packed, partial(_chosen_and_entropy, packed))
+        return logprobs_M, entropy_M
 
     def logits(self, packed: Packed) -> Tensor:
         """Return the logits before each trained token, float32 [M, V], before the temperature.
@@ -68,22 +97,59 @@ class Scorer:
         Raises:
             ValueError: a row is longer than `max_len`.
         """
+        return self._run(packed, None)[0]
+
+    def each(self, packed: Packed, find: Find) -> tuple[Tensor, ...]:
+        """Return what `find` gives of each trained token, without holding all logits at once.
+
+        Args:
+            find: the logits of some trained tokens and which these are, to columns.
+
+        Raises:
+            ValueError: a row is longer than `max_len`.
+        """
+        return self._run(packed, find)
+
+    def by_parts(self, packed: Packed) -> Callable[[slice], Tensor]:
+        """Return what gives the logits of some of the trained tokens, [m, V], when it is called.
+
+        Raises:
+            ValueError: a row is longer than `max_len`.
+        """
+        self._require_short(packed)
+        if self.decoder is None:
+            return self._by_model(packed).__getitem__
+        decoder, attend = self.decoder, _Layout(packed).attend
+        hidden_MD = decoder.hidden(packed.ids_N, packed.positions_N, attend)[packed.at_M]
+        return lambda part: decoder.logits(hidden_MD[part])
+
+    def _run(self, packed: Packed, find: Find | None) -> tuple[Tensor, ...]:
+        self._require_short(packed)
+        with self.precision(packed.ids_N.device) as attending:
+            if self.decoder is None:
+                logits_MV = self._by_model(packed)
+                return (logits_MV,) if find is None else find(logits_MV, slice(None))
+            attend = attending(_Layout(packed).attend)
+            return self.forward(packed.ids_N, packed.positions_N, packed.at_M, attend, find)
+
+    def _require_short(self, packed: Packed) -> None:
         longest = max([row.start + len(row) for row in packed.rows] + packed.prompt_lengths)
         if longest > self.max_len:
             raise ValueError(
                 f"a row of {longest} tokens is longer than max_len {self.max_len}: raise it, or "
                 f"play with Settings(max_tokens={self.max_len})"
             )
-        if self.decoder is None:
-            return self._by_model(packed)
-        layout = _Layout(packed)
-        hidden_ND = self.decoder.hidden(packed.ids_N, packed.positions_N, layout.attend)
-        return self.decoder.logits(hidden_ND[packed.at_M])
 
-    def _chosen(self, packed: Packed, logits_MV: Tensor) -> Tensor:
-        scaled_MV = logits_MV / packed.temperature_M[:, None]
-        chosen_M = scaled_MV.gather(-1, packed.target_M[:, None])[:, 0]
-        return chosen_M - scaled_MV.logsumexp(-1)
+    def of_decoder(
+        self, ids_N: Tensor, positions_N: Tensor, at_M: Tensor, attend: Attend, find: Find | None
+    ) -> tuple[Tensor, ...]:
+        """Return what `find` gives of the tokens `at_M`, or their logits, float32 [M, V]."""
+        assert self.decoder is not None
+        hidden_MD = self.decoder.hidden(ids_N, positions_N, attend)[at_M]
+        if find is None:
+            return (self.decoder.logits(hidden_MD),)
+        rows = max(1, self.logits_at_once // self.decoder.embed.weight.shape[0])
+        return by_parts(self.decoder.logits, hidden_MD, find, rows)
 
     def _by_model(self, packed: Packed) -> Tensor:
         """Architectures that `Decoder` does not know: the model itself over padded rows."""
@@ -96,6 +162,19 @@ class Scorer:
         where = [(b, r.start + i - 1) for b, r in enumerate(packed.rows) for i in r.trained]
         b, t = torch.tensor(where, dtype=torch.int64, device=device).reshape(-1, 2).T
         return logits[b, t].float()
+
+
+def _chosen(packed: Packed, logits: Tensor, part: slice) -> tuple[Tensor]:
+    scaled = logits / packed.temperature_M[part, None]
+    chosen = scaled.gather(-1, packed.target_M[part, None])[:, 0]
+    return (chosen - scaled.logsumexp(-1),)
+
+
+def _chosen_and_entropy(packed: Packed, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        logp = torch.log_softmax(logits / packed.temperature_M[part, None], -1)
+        entropy = -(logp.exp() * logp).sum(-1)
+    return *_chosen(packed, logits, part), entropy
 
 
 class _Layout:

@@ -68,6 +68,13 @@ class ModelTeacher:
         return (self.scorer.logits(seen) / seen.temperature_M[:, None]).log_softmax(-1)
 
     @torch.no_grad()
+    def by_parts(self, packed: Packed) -> Callable[[slice], Tensor]:
+        """Return what gives log T of some of the trained tokens, [m, V], when it is called."""
+        seen = _with_hints(packed)
+        logits = self.scorer.by_parts(seen)
+        return lambda part: (logits(part) / seen.temperature_M[part, None]).log_softmax(-1)
+
+    @torch.no_grad()
     def after_update(self, model: nn.Module, updates: int) -> None:
         """Follow the student."""
         if self.follow is not None:
@@ -81,6 +88,17 @@ class ModelTeacher:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the weights."""
         self.model.load_state_dict(state)
+
+
+def scores_by_parts(teacher: Teacher, packed: Packed) -> Callable[[slice], Tensor]:
+    """Return what gives log T of some of the trained tokens, [m, V], without a graph.
+
+    A teacher of another kind than `ModelTeacher` scores all of them at once.
+    """
+    with torch.no_grad():
+        if isinstance(teacher, ModelTeacher):
+            return teacher.by_parts(packed)
+        return teacher.logprobs(packed).__getitem__
 
 
 def _with_hints(packed: Packed) -> Packed:

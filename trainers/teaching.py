@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from turnwise.envs.types import Episode
-from turnwise.trainers.batch import Packed, Row, micro_batches, pack, totals_of
+from turnwise.trainers.batch import Packed, Row, pack, totals_of
 from turnwise.trainers.distillation import Column, Distillation, Taught, teach
 from turnwise.trainers.divergences import rkl
 from turnwise.trainers.learner import Learner
@@ -91,14 +91,14 @@ def score(
     rows: Sequence[Row], learner: Learner, teacher: Teacher, needs: Sequence[Column] = ()
 ) -> dict[str, np.ndarray]:
     """Return `teacher_M` and each needed column, of every trained token in the order of `rows`."""
-    totals, parts = totals_of(rows), list[dict[str, Tensor]]()
-    for some in micro_batches(rows, learner.micro_tokens):
-        device = learner.accelerator.device
+    totals, device = totals_of(rows), learner.accelerator.device
+
+    def find(some: Sequence[Row]) -> dict[str, Tensor]:
         packed = pack(some, aggregate=token_mean, totals=totals, device=device)
-        parts.append(_score_part(packed, learner, teacher, needs))
-    names = parts[0] if parts else {"teacher_M": None}
-    joined = {name: torch.cat([part[name] for part in parts]) for name in names} if parts else {}
-    found = {name: column.double().cpu().numpy() for name, column in joined.items()}
+        return _score_part(packed, learner, teacher, needs)
+
+    joined = learner.found_by_all(rows, find)
+    found = {name: column.double().numpy() for name, column in joined.items()}
     return found or {"teacher_M": np.zeros(0)}
 
 

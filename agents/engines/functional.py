@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [..., H, E], k [..., K, E], v [..., K, E]) -> [..., H, E]."""
+Layer = Callable[[int, Tensor, Tensor, Tensor, Attend], Tensor]
+"""(layer, x [..., D], cos and sin [..., 1, E], attend) -> [..., D]."""
 
 SUPPORTED = frozenset({"qwen3", "qwen2", "llama"})
 
@@ -61,6 +63,8 @@ class Decoder:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.max_len = max_len
+        self.through: Layer = self.layer
+        """How a layer is run; whoever shards or recomputes layers puts itself in front of it."""
         self._rope: tuple[Tensor, Tensor] | None = None
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,11 +91,16 @@ class Decoder:
         """
         x = self.embed(ids)
         cos, sin = self.rope(positions)
-        for i, layer in enumerate(self.layers):
-            q, k, v = self._qkv(layer.self_attn, _norm(x, layer.input_layernorm), cos, sin)
-            x = x + layer.self_attn.o_proj(attend(i, q, k, v).flatten(-2))
-            x = x + layer.mlp(_norm(x, layer.post_attention_layernorm))
+        for i in range(len(self.layers)):
+            x = self.through(i, x, cos, sin, attend)
         return x
+
+    def layer(self, i: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """Return the output of layer `i`. [..., D]"""
+        layer = self.layers[i]
+        q, k, v = self._qkv(layer.self_attn, _norm(x, layer.input_layernorm), cos, sin)
+        x = x + layer.self_attn.o_proj(attend(i, q, k, v).flatten(-2))
+        return x + layer.mlp(_norm(x, layer.post_attention_layernorm))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [..., V] in float32 from the selected rows of `hidden`."""
@@ -172,6 +181,8 @@ def _gradient_gap(model: nn.Module, ours: Tensor, theirs: Tensor) -> float:
 
 
 def _norm(x: Tensor, module: nn.Module) -> Tensor:
+    # Under autocast a projection gives less than what the weights are in.
+    x = x.to(module.weight.dtype)
     return F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
 
 
