@@ -91,7 +91,10 @@ def on_loopback() -> Iterator[tuple[Callable[[], Server], Any]]:
 
 @contextmanager
 def real_server() -> Iterator[tuple[Callable[[], Server], Any]]:
-    yield partial(Server, real_url(), deadline_s=120.0), load_model(os.environ["TURNWISE_VLLM_MODEL"])
+    yield (
+        partial(Server, real_url(), deadline_s=120.0),
+        load_model(os.environ["TURNWISE_VLLM_MODEL"]),
+    )
 
 
 def real_url() -> str:
@@ -146,7 +149,10 @@ class Proxy:
         """One request per connection, so that every request is seen."""
         request = client.recv(1 << 20)
         head, _, body = request.partition(b"\r\n\r\n")
-        length = next((int(x[15:]) for x in head.split(b"\r\n") if x.lower().startswith(b"content-length:")), 0)
+        length = next(
+            (int(x[15:]) for x in head.split(b"\r\n") if x.lower().startswith(b"content-length:")),
+            0,
+        )
         while len(body) < length:
             body += client.recv(1 << 20)
         if self.path in head.split(b"\r\n")[0]:
@@ -180,7 +186,10 @@ def altered(app: Any, change: Callable[[str, Any], Any], *, asked: bool = False)
         async def reading() -> Any:
             event = await receive()
             if asked and event.get("body"):
-                event = {**event, "body": json.dumps(change(scope["path"], json.loads(event["body"]))).encode()}
+                event = {
+                    **event,
+                    "body": json.dumps(change(scope["path"], json.loads(event["body"]))).encode(),
+                }
             return event
 
         await app(scope, reading, keep)

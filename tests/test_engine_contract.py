@@ -351,4 +351,4 @@ def test_the_tail_is_what_the_candidates_leave():
 def test_the_probe_asks_for_the_same_ids_at_every_change_of_weights():
     ids = vllm_weights.probe_ids(100, 50)
     assert ids == vllm_weights.probe_ids(100, 50)
-    assert 0 <= min(ids) and max(ids) < 100 and len(set(ids)) > 30
+    assert min(ids) >= 0 and max(ids) < 100 and len(set(ids)) > 30

@@ -24,7 +24,6 @@ from turnwise.trainers.learner import Learner
 from turnwise.trainers.model import quiet, save_model
 
 EMBEDDED = "embedded"
-ROUTES = ("completions", "generate")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,9 @@ def _remote(config: TrainConfig, learner: Learner, tokenizer: Any) -> Sampler:
 
     ways = {"reload": reload, "phases": four_phases, "lora": hot_lora}
     way = _named("engine_sync", config.engine_sync, ways)
-    wire = _named("engine_route", config.engine_route, dict(zip(ROUTES, (COMPLETIONS, GENERATE))))
+    wire = _named(
+        "engine_route", config.engine_route, {"completions": COMPLETIONS, "generate": GENERATE}
+    )
     if way is hot_lora and not config.lora_rank:
         raise ValueError("engine_sync lora needs adapters to send: set lora_rank, or use reload")
     engine = VllmEngine(

@@ -131,7 +131,7 @@ def check_logprobs(app: StandIn, k: int) -> None:
 def prompt_logprobs(
     app: StandIn, which: Weights, ids: Sequence[int], k: int
 ) -> list[dict[str, Any] | None]:
-    """Return one entry per token, the first null: k candidates, and the token where it is not one."""
+    """Return one entry per token, the first null: k candidates, and the token itself."""
     logprobs = app.served.logits(which, ids)[:-1].log_softmax(-1)
     own = logprobs.gather(-1, torch.tensor(list(ids)[1:], dtype=torch.int64)[:, None])
     ranks = (logprobs >= own).sum(-1).tolist()

@@ -59,7 +59,7 @@ class Shape:
 
 @dataclass(eq=False)
 class Weights:
-    """One set of weights with its engine and prefix cache: the base model, or it with an adapter."""
+    """One set of weights with its engine and prefix cache: the base model, or an adapted one."""
 
     model: nn.Module
     engine: EmbeddedEngine

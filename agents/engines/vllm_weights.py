@@ -127,9 +127,10 @@ async def prove(
     own = weights.score([*ids, *drawn.token_ids])[length - 1 :]
     sampled = _mean_gap(drawn.logprobs, own)
     if not max(given, sampled) <= tolerance:
+        why = _diagnosis(given, tolerance)
         raise BadSync(
             f"{server.url} and the trainer differ by {given:.3g} nats on given tokens and "
-            f"{sampled:.3g} on sampled ones (tolerance {tolerance:g}): {_diagnosis(given, tolerance)}"
+            f"{sampled:.3g} on sampled ones (tolerance {tolerance:g}): {why}"
         )
     return max(given, sampled)
 

@@ -65,12 +65,13 @@ class FromFolder(WeightTransferEngine):
 
     def receive_weights(self, update_info: Files) -> None:
         """Load the tensors of each file."""
-        for name in update_info.files:
-            path = (self.root / name).resolve(strict=True)
+        for given in update_info.files:
+            path = (self.root / given).resolve(strict=True)
             if not path.is_relative_to(self.root):
-                raise ValueError(f"{name!r} is not below {self.root}")
+                raise ValueError(f"{given!r} is not below {self.root}")
             with safe_open(path, framework="pt") as file:
-                self.model.load_weights((key, file.get_tensor(key)) for key in file.keys())
+                names = file.keys()
+                self.model.load_weights((name, file.get_tensor(name)) for name in names)
 
     def finish_weight_update(self) -> None:
         """Put each layer back into the form that it computes with."""
@@ -81,7 +82,7 @@ class FromFolder(WeightTransferEngine):
 
 
 def keep_weights_unpacked() -> None:
-    """Make a CPU build compute with the weights themselves, so that a reload reaches all of them."""
+    """Make a CPU build compute with the weights themselves, so that a reload reaches all."""
     from vllm import _custom_ops
     from vllm.model_executor.layers import utils
 
