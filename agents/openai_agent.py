@@ -241,7 +241,8 @@ class ChatPolicy:
         Raises:
             EngineError: the episodes of its `sessions` have no answer.
         """
-        error, lost = None, set()
+        error: EngineError | None = None
+        lost: set[str] = set()
         for seat, future in self._answered():
             if self._asked.get(seat.key, (None,))[0] is not seat:
                 continue

@@ -100,7 +100,7 @@ def command(options: Options, *, cpu: bool) -> tuple[list[str], dict[str, str]]:
     """Return the server's command line, and what it needs in its environment."""
     import turnwise.agents.engines as engines
 
-    worker = Path(engines.__file__).parent / "worker"  # type: ignore[type-var]
+    worker = Path(engines.__file__).parent / "worker"
     path = [str(worker), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {
         "PYTHONPATH": os.pathsep.join(path),

@@ -81,7 +81,8 @@ def _remote(config: TrainConfig, learner: Learner, tokenizer: Any) -> Sampler:
         tolerance=config.engine_tolerance,
     )
     save = _save_adapter if way is hot_lora else save_model
-    vocab = base_model(learner.model).get_input_embeddings().weight.shape[0]
+    causal: Any = base_model(learner.model)
+    vocab = causal.get_input_embeddings().weight.shape[0]
 
     def weights() -> SavedWeights:
         folder = save(base_of(learner), tokenizer, config.out / "served")

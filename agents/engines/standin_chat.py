@@ -42,7 +42,7 @@ def _calls(text: str) -> list[dict[str, Any]]:
         {
             "id": f"call-{i}",
             "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(dict(call.args))},
+            "function": {"name": call.name, "arguments": json.dumps(call.args)},
         }
         for i, call in enumerate(found)
     ]

@@ -66,7 +66,7 @@ async def scale_out(app: StandIn, body: Mapping[str, Any]) -> dict[str, Any]:
     if asked.get("max_tokens") == 0:
         raise Refusal(400, "max_tokens must be at least 1, got 0.")
     output, stop = await generate(app, which, ids, asked, str(body.get("cache_salt")))
-    content = [
+    content: list[dict[str, Any]] = [
         {"token_id": token, "logprob": logprob, "rank": None, "top_logprobs": []}
         for token, logprob in zip(output.token_ids, output.logprobs, strict=True)
     ]

@@ -140,7 +140,8 @@ class VllmEngine:
         """
         if self.broken:
             raise EngineBroken(self.broken)
-        error, lost = None, set()
+        error: EngineError | None = None
+        lost: set[str] = set()
         for request, future in self._answered():
             if self._flying.get(request.session, (None,))[0] is not request:
                 continue  # its session is over

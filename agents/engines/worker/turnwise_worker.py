@@ -13,6 +13,7 @@ This file runs in the server's interpreter, which need not know turnwise, and im
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
@@ -59,7 +60,7 @@ class FromFolder(WeightTransferEngine):
         """Prepare every layer for weights in checkpoint form."""
         initialize_layerwise_reload(self.model)
 
-    def update_weights(self, update_info: dict) -> None:
+    def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load; nothing is asynchronous here that would have to be waited for."""
         self.receive_weights(self.parse_update_info(update_info))
 
