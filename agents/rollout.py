@@ -175,7 +175,8 @@ class _Scheduler:
             replies = [*self.prelude.poll(), *self.policy.poll()]
         except EngineError as error:
             for live in [live for live in self.by_index.values() if live.thinking]:
-                self._fail(live, error)
+                if error.sessions is None or live.seat.key in error.sessions:
+                    self._fail(live, error)
             return True
         for seat, reply in replies:
             if (asked := self.by_key.get(seat.key)) is not None and asked.seat is seat:

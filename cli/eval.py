@@ -21,7 +21,7 @@ from turnwise.agents.score import Report
 from turnwise.cli.display import console, print_json, title
 from turnwise.cli.failures import FAILED, INFRASTRUCTURE
 from turnwise.cli.options import UsageError, json_object
-from turnwise.cli.policies import SCRIPTED, Player, language_model, scripted
+from turnwise.cli.policies import SCRIPTED, Player, language_model, scripted, served
 from turnwise.cli.scores import score_rows, scores
 from turnwise.envs.registry import make
 from turnwise.envs.types import Episode, Stop, Task
@@ -40,8 +40,9 @@ class Options:
     env: Annotated[Positional[str], arg(metavar="ENV")]
     """An id that `turnwise list` shows, or `module:Class`."""
     policy: str = "expert"
-    """`expert`, `random`, `noop`, or the folder or name of a model. A model is shown as many past
-    turns as its folder notes, else all: see --recall of `turnwise train`."""
+    """`expert`, `random`, `noop`, the folder or name of a model, or `openai:MODEL@URL`: a model on
+    an OpenAI-compatible server, whose key is in OPENAI_API_KEY. A model is shown as many past turns
+    as its folder notes, else all: see --recall of `turnwise train`."""
     env_kwargs: str = "{}"
     """JSON object of the environment's arguments, as '{"depth": 3}'."""
     split: str = "test"
@@ -153,6 +154,9 @@ def _tasks(make_env: Any, options: Options) -> Sequence[Task]:
 def _player(options: Options) -> Player:
     if options.policy in SCRIPTED:
         return scripted(options.policy)
+    if options.policy.startswith("openai:"):
+        sampling = {"temperature": options.temperature, "max_new_tokens": options.max_new_tokens}
+        return served(options.policy, **sampling)  # type: ignore[arg-type]
     return language_model(
         options.policy,
         temperature=options.temperature,

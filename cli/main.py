@@ -17,6 +17,7 @@ VERBS = {
     "replay": "play recorded episodes again and compare",
     "view": "turn recorded episodes into one HTML page",
     "recipes": "which training methods there are, and what each does",
+    "serve-policy": "start a vLLM server that training can sample from",
     "sandbox": "boxes: list them, clean up, probe, try one, serve them",
     "doctor": "what this machine has, and how to get what it lacks",
 }
@@ -77,7 +78,7 @@ def _run(verb: str, arguments: Sequence[str]) -> int:
 
     if os.getcwd() not in sys.path:  # `module:Class` of a file that lies here
         sys.path.append(os.getcwd())
-    module = import_module(f"turnwise.cli.{verb}")
+    module = import_module(f"turnwise.cli.{verb.replace('-', '_')}")
     return module.run(parse(module.Options, verb, arguments))
 
 

@@ -1,4 +1,4 @@
-"""A policy by name: `expert`, `random`, `noop`, or a model's folder or name."""
+"""A policy by name: `expert`, `random`, `noop`, a model's folder or name, or one on a server."""
 
 from __future__ import annotations
 
@@ -54,6 +54,19 @@ def language_model(
     sampling = {"temperature": temperature, "max_new_tokens": max_new_tokens}
     shown = {} if renderer.recall is None else {"recall": renderer.recall}
     return Player(policy, {"policy": name, "weights": weights_of(name), **sampling, **shown})
+
+
+def served(name: str, *, temperature: float, max_new_tokens: int) -> Player:
+    """Return a policy that asks an OpenAI-compatible server; `name` is `openai:MODEL@URL`.
+
+    Raises:
+        ValueError: the name has another form.
+    """
+    from turnwise.agents.openai_agent import ChatPolicy, chat_named
+
+    chat = chat_named(name, temperature=temperature, max_new_tokens=max_new_tokens)
+    sampling = {"temperature": temperature, "max_new_tokens": max_new_tokens}
+    return Player(ChatPolicy(chat), {"policy": name, **sampling})
 
 
 def weights_of(name: str) -> str:

@@ -27,7 +27,18 @@ class TrainConfig:
     """JSON object of the recipe's arguments, as '{"gamma": 0.5}' for turn_rloo."""
     teacher: str = ""
     """Folder or Hugging Face name of the model that a distillation recipe learns from. It has the
-    student's tokenizer."""
+    student's tokenizer. `dagger` also learns from the text of openai:MODEL@URL."""
+    engine: str = ""
+    """Where to sample: `embedded` on the trainer's own weights, as by default, or the address of a
+    vLLM server, or several with commas between; see `turnwise serve-policy`."""
+    engine_sync: str = "reload"
+    """How a server gets new weights: `reload` of a folder, `phases` (vLLM's own protocol, with the
+    backend that `turnwise serve-policy` loads), or `lora` (the adapter alone)."""
+    engine_route: str = "completions"
+    """How a server is asked: `completions`, or `generate`, which tells versions by the token."""
+    engine_tolerance: float = 0.02
+    """Nats by which a server may differ from the trainer on the probe after each update; a server
+    in bfloat16 needs about 0.1."""
     steps: int = 100
     """Batches of episodes to play and to learn from."""
     tasks_per_step: int = 16

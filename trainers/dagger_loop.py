@@ -22,6 +22,7 @@ from turnwise.agents.record import read_records
 from turnwise.agents.rollout import Settings, jobs_for
 from turnwise.agents.teachers import LLMTeacher, TextTeacher
 from turnwise.envs.base import Env
+from turnwise.envs.formats.hermes import HERMES
 from turnwise.envs.seeds import derive
 from turnwise.envs.types import Episode, Group
 from turnwise.trainers import ranks
@@ -42,6 +43,9 @@ from turnwise.trainers.watch_labels import said_in
 
 if TYPE_CHECKING:
     from turnwise.trainers.loop import Trainee
+
+BLACK_BOX = "openai:"
+"""Begins the name of a teacher that is served elsewhere and answers in text."""
 
 
 class TeacherFailed(TooManyLost):
@@ -96,7 +100,7 @@ class Rounds:
         """Return the model that the run names, if it names one."""
         if self.tutor is not None and isinstance(self.tutor.teacher, ModelTeacher):
             return self.tutor.teacher
-        if not self.config.teacher:
+        if not self.config.teacher or self.config.teacher.startswith(BLACK_BOX):
             return None
         model, theirs = load_model(self.config.teacher)
         require_same_vocabulary(self.trainee.tokenizer, theirs)
@@ -113,12 +117,26 @@ class Rounds:
             return self.how.teacher(self.trainee.renderer)
         if self.scorer is not None:
             return self._model_teacher(self.scorer.model)
+        if self.config.teacher.startswith(BLACK_BOX):
+            return self._black_box(env)
         if not callable(getattr(env, "expert", None)):
             raise NoTeacher(
                 f"recipe {self.recipe.name!r} needs a teacher, and {type(env).__name__} has no "
                 "expert(): name a model with --teacher FOLDER"
             )
         return TextTeacher(expert, renderer=self.trainee.renderer)
+
+    def _black_box(self, env: Env) -> Teacher:
+        """Return the teacher behind a server that answers in text alone."""
+        from turnwise.agents.openai_agent import chat_named, text_of
+
+        most = self.config.max_new_tokens
+        chat = chat_named(
+            self.config.teacher, temperature=self.how.temperature, max_new_tokens=most
+        )
+        act = text_of(chat, getattr(env, "format", None) or HERMES)
+        renderer, workers = self.trainee.renderer, min(32, self.config.tasks_per_step)
+        return TextTeacher(act, renderer=renderer, executor="teacher", workers=workers)
 
     def _model_teacher(self, model: nn.Module) -> Teacher:
         slots = self.config.tasks_per_step * self.config.group_size

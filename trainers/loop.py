@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from turnwise.agents.engines.embedded import EmbeddedEngine
+from turnwise.agents.engines.base import Engine
 from turnwise.agents.policy import LLMPolicy
 from turnwise.agents.record import RecordError
 from turnwise.agents.renderer import Renderer, remember
@@ -31,6 +31,7 @@ from turnwise.trainers.batch import rows_of
 from turnwise.trainers.coach import own_attempts
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.dagger_loop import Rounds
+from turnwise.trainers.engines import Sampler, sampler_for
 from turnwise.trainers.interrupt import Interrupt
 from turnwise.trainers.learner import Learner, TrainingDiverged
 from turnwise.trainers.model import add_lora, load_model, save_model
@@ -51,14 +52,19 @@ RESUMABLE = (TooManyLost, TrainingDiverged, RecordError)
 
 @dataclass
 class Trainee:
-    """A model being trained, and the engine and policy that play with its very weights."""
+    """A model being trained, and the engine and policy that play with its weights."""
 
     model: nn.Module
     tokenizer: Any
     renderer: Renderer
     learner: Learner
-    engine: EmbeddedEngine
+    sampler: Sampler
     policy: LLMPolicy
+
+    @property
+    def engine(self) -> Engine:
+        """What samples."""
+        return self.sampler.engine
 
     @classmethod
     def of(cls, model: nn.Module, tokenizer: Any, config: TrainConfig) -> Trainee:
@@ -84,21 +90,20 @@ class Trainee:
             recompute=config.checkpoint_activations,
             shard=config.shard,
         )
-        slots = config.tasks_per_step * config.group_size
-        engine = EmbeddedEngine(learner.model, slots=slots, max_len=config.max_tokens)
         remember(tokenizer, config.recall)
         renderer = Renderer(tokenizer)
+        sampler = sampler_for(config, learner, tokenizer)
         policy = LLMPolicy(
-            engine,
+            sampler.engine,
             renderer,
             temperature=config.temperature,
             max_new_tokens=config.max_new_tokens,
         )
-        return cls(model, tokenizer, renderer, learner, engine, policy)
+        return cls(model, tokenizer, renderer, learner, sampler, policy)
 
     def publish(self) -> None:
         """Tell the engine that the weights have changed."""
-        self.engine.update_weights(None, self.learner.updates)
+        self.sampler.publish(self.learner.updates)
 
 
 def train(
@@ -192,6 +197,7 @@ def train(
             attempts.close()
             folder.close()
             env.close()
+            trainee.sampler.close()
 
 
 def _step(

@@ -22,9 +22,12 @@ from safetensors import SafetensorError
 from turnwise.agents.record import Position, RecordWriter
 
 KEEP = 2
-MAY_CHANGE = frozenset({"steps", "resume", "checkpoint_every", "threads", "out", "max_failed"})
-MAY_CHANGE |= {"retries", "reply_timeout_s", "stall_timeout_s"}
-MAY_CHANGE |= {"processes", "shard", "checkpoint_activations", "rank_timeout_s"}
+MAY_CHANGE = frozenset(
+    {"steps", "resume", "checkpoint_every", "threads", "out", "max_failed"}
+    | {"retries", "reply_timeout_s", "stall_timeout_s"}
+    | {"processes", "shard", "checkpoint_activations", "rank_timeout_s"}
+    | {"engine", "engine_sync", "engine_route", "engine_tolerance"}
+)
 """Settings that a resumed run may change; any other would make it a different run."""
 _UNWRITTEN = (OSError, RuntimeError, SafetensorError)
 """What the writers of a checkpoint raise on a full disk; PyTorch's is a RuntimeError."""

@@ -19,6 +19,9 @@ Finish = Literal["stop", "length", "abort"]
 class EngineError(RuntimeError):
     """The engine failed, not the agent: the episode is masked and retried."""
 
+    sessions: frozenset[str] | None = None
+    """Whose requests are lost; None where all in flight are."""
+
 
 class PromptTooLong(ValueError):
     """A request does not fit the engine's context, or is empty. Nothing was generated."""
@@ -110,7 +113,7 @@ class Engine(Protocol):
         """Do a bounded piece of work and return what finished, possibly nothing.
 
         Raises:
-            EngineError: the engine is broken; every request in flight is lost.
+            EngineError: requests in flight are lost: those of its `sessions`, or all of them.
         """
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[ScoreOutput]:

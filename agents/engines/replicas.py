@@ -1,0 +1,117 @@
+"""Which server an episode is played on: always the same one, whose prefix cache knows it.
+
+A new episode goes to the server with the least to do. A server that fails several times in a row is
+dead: its episodes move to others, and after a rest it is asked whether it is back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+from turnwise.agents.engines.base import EngineError
+from turnwise.agents.engines.client import Server
+
+
+class NoServer(EngineError):
+    """Every server is dead; the message says why each is."""
+
+
+@dataclass(eq=False)
+class Replica:
+    """One server among equals."""
+
+    server: Server
+    load: int = 0
+    """Requests that it is working on."""
+    sessions: int = 0
+    """Episodes that have their cache here."""
+    failures: int = 0
+    """In a row."""
+    resting_until: float = 0.0
+    """Clock time; 0 for a server that is alive."""
+    reason: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """It is given requests."""
+        return not self.resting_until
+
+
+class Replicas:
+    """Routes sessions over servers.
+
+    Args:
+        servers: at least one; all hold the same model.
+        strikes: failures in a row after which a server is dead.
+        rest_s: how long a dead one is left alone.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        *,
+        strikes: int = 3,
+        rest_s: float = 30.0,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        if not servers:
+            raise ValueError("there must be at least one server")
+        self.every = [Replica(server) for server in servers]
+        self.strikes, self.rest_s, self.clock = strikes, rest_s, clock
+        self._home: dict[str, Replica] = {}
+
+    @property
+    def living(self) -> list[Replica]:
+        """Those that are given requests."""
+        return [replica for replica in self.every if replica.alive]
+
+    def of(self, session: str) -> Replica:
+        """Return the server of a session; a new or moved one gets the least loaded.
+
+        Raises:
+            NoServer: all are dead.
+        """
+        home = self._home.get(session)
+        if home is not None and home.alive:
+            return home
+        self.forget(session)
+        self.require_one()
+        home = min(self.living, key=lambda replica: (replica.load, replica.sessions))
+        self._home[session] = home
+        home.sessions += 1
+        return home
+
+    def require_one(self) -> None:
+        """Raise NoServer if all are dead."""
+        if not self.living:
+            reasons = "; ".join(sorted({replica.reason for replica in self.every}))
+            raise NoServer(f"no server is left of {len(self.every)}: {reasons}")
+
+    def forget(self, session: str) -> None:
+        """The session is over, or moves."""
+        home = self._home.pop(session, None)
+        if home is not None:
+            home.sessions -= 1
+
+    def worked(self, replica: Replica) -> None:
+        """It has answered."""
+        replica.failures = 0
+
+    def failed(self, replica: Replica, error: Exception, *, at_once: bool = False) -> None:
+        """It has not. `at_once` needs no further strikes: it hung, or lost its weights."""
+        replica.failures += 1
+        replica.reason = str(error)
+        if at_once or replica.failures >= self.strikes:
+            replica.resting_until = self.clock() + self.rest_s
+
+    def rested(self) -> list[Replica]:
+        """Return the dead ones that may be asked again."""
+        now = self.clock()
+        return [r for r in self.every if not r.alive and r.resting_until <= now]
+
+    def revive(self, replica: Replica) -> None:
+        """It is back."""
+        replica.failures, replica.resting_until, replica.reason = 0, 0.0, ""

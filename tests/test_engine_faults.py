@@ -1,0 +1,399 @@
+"""Servers that die, hang, lie or are not what they must be: one clear line, nothing lost twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import ExitStack
+
+import httpx
+import pytest
+import torch
+from fakes import Guess
+from miniatures import naive_logprobs
+from servers import MAX_LEN, PROMPT, Proxy, altered, draw, small, standin, wait_for
+from toys import Walks
+
+from turnwise.agents.engines.base import EngineError, GenRequest, Sampling
+from turnwise.agents.engines.client import (
+    ProtocolError,
+    Server,
+    ServerLate,
+    ServerLost,
+    ServerRefused,
+)
+from turnwise.agents.engines.replicas import NoServer, Replicas
+from turnwise.agents.engines.standin import served
+from turnwise.agents.engines.vllm import EngineBroken, VllmEngine
+from turnwise.agents.engines.vllm_start import Needs, ServerUnfit
+from turnwise.agents.engines.vllm_weights import SavedWeights, four_phases, hot_lora
+from turnwise.agents.engines.vllm_wire import GENERATE
+from turnwise.agents.policy import LLMPolicy
+from turnwise.agents.renderer import Renderer
+from turnwise.agents.rollout import Settings, jobs_for, play
+from turnwise.envs.types import Outcome
+from turnwise.trainers.engines import own_logprobs
+from turnwise.trainers.model import add_lora, save_model, tiny_from_env
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def stack():
+    with ExitStack() as stack:
+        yield stack
+
+
+def inside(app, **more) -> Server:
+    return Server("http://standin", transport=httpx.ASGITransport(app=app), **more)
+
+
+def engine_on(stack, *servers, **more) -> VllmEngine:
+    engine = VllmEngine(servers, **more)
+    stack.callback(engine.close)
+    return engine
+
+
+def saved(model, tokenizer, folder) -> SavedWeights:
+    vocab = model.get_input_embeddings().weight.shape[0]
+    score = lambda ids: own_logprobs(model, ids)  # noqa: E731
+    return SavedWeights(save_model(model, tokenizer, folder), score, vocab)
+
+
+# Connections
+
+
+def test_a_reset_connection_is_asked_once_more_with_the_same_request(stack):
+    url = stack.enter_context(served(standin()))
+    proxy = Proxy(url, breaks=0, path="/v1/completions")
+    stack.callback(proxy.close)
+    engine = engine_on(stack, proxy.url, strikes=1)
+    calm = draw(engine)
+    proxy.seen, proxy.breaks = 0, 1
+    assert draw(engine).token_ids == calm.token_ids
+    assert proxy.seen == 2
+    proxy.seen, proxy.breaks = 0, 2
+    with pytest.raises(NoServer, match=r"tried 2x"):
+        draw(engine)
+
+
+def test_a_change_of_weights_is_never_asked_for_twice(stack, tmp_path):
+    url = stack.enter_context(served(standin()))
+    proxy = Proxy(url, breaks=1, path="/update_weights")
+    stack.callback(proxy.close)
+    engine = engine_on(stack, proxy.url, way=four_phases)
+    with pytest.raises(EngineBroken, match="/update_weights"):
+        engine.update_weights(saved(*small(), tmp_path), 1)
+    assert proxy.seen == 1
+
+
+def test_a_server_that_hangs_is_given_up_at_the_deadline(stack):
+    hanging = False
+
+    async def app(scope, receive, send, whole=standin()):  # noqa: B008
+        if hanging and scope["path"] == "/v1/completions":
+            await asyncio.sleep(60)
+        await whole(scope, receive, send)
+
+    engine = engine_on(stack, inside(app, deadline_s=20.0))
+    draw(engine)
+    engine.replicas.every[0].server.deadline_s, hanging = 0.2, True
+    with pytest.raises(NoServer, match=r"no answer in 0.2 s"):
+        draw(engine)
+
+
+def test_the_sessions_of_a_dead_server_move_and_draw_the_same_tokens(stack):
+    first, second = (stack.enter_context(served(standin())) for _ in range(2))
+    proxies = [Proxy(url) for url in (first, second)]
+    engine = engine_on(stack, *(proxy.url for proxy in proxies), rest_s=3600.0)
+    calm = {str(n): draw(engine, seed=n, session=str(n)).token_ids for n in range(6)}
+    homes = {session: engine.replicas.of(session) for session in calm}
+    assert len(set(homes.values())) == 2, "sessions are spread over the servers"
+    proxies[0].breaks = 10**6
+    for n in range(6):
+        engine.submit(GenRequest(str(n), PROMPT, Sampling(8), n))
+    again = {session: output.token_ids for session, output in wait_for(engine, 6).items()}
+    assert again == calm
+    assert {engine.replicas.of(session).server.url for session in calm} == {proxies[1].url}
+    assert not engine.replicas.every[0].alive
+    stack.callback(proxies[0].close)
+    stack.callback(proxies[1].close)
+
+
+def test_a_dead_server_is_asked_again_after_its_rest_and_serves_if_its_weights_are_right(
+    stack, tmp_path
+):
+    proxies = [Proxy(stack.enter_context(served(standin()))) for _ in range(2)]
+    for proxy in proxies:
+        stack.callback(proxy.close)
+    engine = engine_on(stack, *(proxy.url for proxy in proxies), strikes=1, rest_s=1e-3)
+    model, tokenizer = small(seed=5)
+    proxies[0].breaks = 10**6
+    engine.update_weights(saved(model, tokenizer, tmp_path), 1)
+    dead = engine.replicas.every[0]
+    assert not dead.alive
+    proxies[0].breaks = 0
+    time.sleep(0.01)
+    draw(engine)
+    assert not dead.alive, "it is back, with weights of another version"
+    engine.update_weights(saved(model, tokenizer, tmp_path), 2)
+    assert dead.alive
+
+
+def test_a_session_keeps_its_server_and_a_new_one_gets_the_least_loaded():
+    replicas = Replicas([Server(f"http://{name}") for name in "abc"])
+    homes = [replicas.of(str(n)) for n in range(6)]
+    assert [homes.count(replica) for replica in replicas.every] == [2, 2, 2]
+    homes[0].load = 5
+    assert replicas.of("0") is homes[0]
+    assert replicas.of("new") is not homes[0]
+
+
+def test_a_server_is_dead_after_failures_in_a_row_and_not_before():
+    now = [100.0]
+    replicas = Replicas([Server("http://a")], strikes=3, rest_s=5.0, clock=lambda: now[0])
+    (only,) = replicas.every
+    for _ in range(2):
+        replicas.failed(only, ServerLost("reset"))
+    replicas.worked(only)
+    for _ in range(2):
+        replicas.failed(only, ServerLost("reset"))
+    assert only.alive
+    replicas.failed(only, ServerLost("reset"))
+    with pytest.raises(NoServer, match="reset"):
+        replicas.of("x")
+    assert replicas.rested() == []
+    now[0] += 6
+    assert replicas.rested() == [only]
+
+
+def test_there_is_no_engine_without_a_server_that_answers():
+    with pytest.raises(ServerLost, match="is the server running"):
+        VllmEngine(["http://127.0.0.1:9"])
+    with pytest.raises(ValueError, match="begins with http"):
+        VllmEngine(["localhost:8000"])
+    with pytest.raises(ValueError, match="at least one"):
+        VllmEngine([])
+
+
+# Answers
+
+
+def spoil(path, change):
+    """Change the first choice of the answers of one route."""
+
+    def changed(where, answer):
+        if where == path:
+            change(answer["choices"][0])
+        return answer
+
+    return changed
+
+
+LIES = {
+    "a token too few": lambda c: c["token_ids"].pop(),
+    "a logprob too few": lambda c: c["logprobs"]["token_logprobs"].pop(),
+    "another prompt": lambda c: c["prompt_token_ids"].reverse(),
+    "other tokens": lambda c: c["token_ids"].reverse(),
+    "a logprob above 0": lambda c: c["logprobs"]["token_logprobs"].__setitem__(0, 0.5),
+    "no logprobs": lambda c: c.update(logprobs=None),
+    "stopped for no reason": lambda c: c.update(finish_reason="stop"),
+    "aborted": lambda c: c.update(finish_reason="abort"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_an_answer_that_is_not_to_what_was_asked_loses_that_request_alone(stack, lie):
+    lying = False
+    spoilt = spoil("/v1/completions", lie)
+
+    def change(path, answer):
+        return spoilt(path, answer) if lying else answer
+
+    engine = engine_on(stack, inside(altered(standin(), change)))
+    lying = True
+    engine.submit(GenRequest("a", PROMPT, Sampling(8)))
+    with pytest.raises(ProtocolError) as wrong:
+        wait_for(engine, 1)
+    assert wrong.value.sessions == {"a"}
+    lying = False
+    assert draw(engine, session="b").finish == "length"
+
+
+@pytest.mark.parametrize("spans", [[], [("step-1", 0, 3)], [("step-1", 0, 3), ("step-2", 4, 8)]])
+def test_version_spans_cover_the_tokens_without_a_gap(stack, spans):
+    said = [{"version": v, "start": a, "end": b} for v, a, b in spans]
+    lying = False
+
+    def change(path, answer):
+        if lying and path == GENERATE.path:
+            answer["choices"][0]["weight_versions"] = said
+        return answer
+
+    engine = engine_on(stack, inside(altered(standin(), change)), wire=GENERATE)
+    lying = True
+    with pytest.raises(ProtocolError, match="version spans"):
+        draw(engine)
+
+
+def test_a_server_that_cuts_answers_shorter_than_it_said_is_found_out(stack):
+    shorter = standin()
+
+    def longer(path, answer):
+        if path == "/v1/models":
+            answer["data"][0]["max_model_len"] = 4 * MAX_LEN
+        return answer
+
+    engine = engine_on(stack, inside(altered(shorter, longer)))
+    with pytest.raises(ProtocolError, match="cut the answer to 112 of 300 tokens"):
+        draw(engine, [9] * (MAX_LEN - 112), count=300)
+
+
+def test_a_default_of_the_server_does_not_shape_what_is_sampled(stack):
+    app = standin(default_top_p=0.3)
+    output = draw(engine_on(stack, inside(app)), count=12)
+    own = naive_logprobs(small()[0], [*PROMPT, *output.token_ids])[len(PROMPT) - 1 :]
+    assert (own - torch.tensor(output.logprobs)).abs().max() < 1e-4
+
+
+# Start
+
+
+def refusal(app, wire=None, **needs) -> str:
+    more = {} if wire is None else {"wire": wire}
+    with pytest.raises(ServerUnfit) as unfit:
+        VllmEngine([inside(app)], needs=Needs(**needs), **more)
+    return str(unfit.value)
+
+
+def test_an_unfit_server_is_refused_at_the_start_with_what_to_change():
+    assert "TURNWISE_VLLM_API_KEY" in refusal(standin(api_key="secret"))
+    assert "0.21 to 0.33" in refusal(standin(version="0.99.1"))
+    assert "0.21 to 0.33" in refusal(standin(version="dev"))
+    assert "--max-model-len 4096" in refusal(standin(), max_len=4096)
+    assert "processed_logprobs" in refusal(standin(processed=False))
+    assert "--enable-scale-out" in refusal(standin(scale_out=False), GENERATE)
+    assert "VLLM_SERVER_DEV_MODE=1" in refusal(standin(dev_mode=False), updates=True)
+    assert "serves ['policy'], not 'other'" in refusal(standin(), model="other")
+
+
+def test_a_server_with_another_tokenizer_is_refused():
+    other = tiny_from_env(Guess, tasks=20, hidden=16, layers=1, heads=1, kv_heads=1, head_dim=16)[1]
+    assert "another tokenizer" in refusal(standin(), tokenizer=other)
+
+
+def test_a_server_that_shapes_the_distribution_whatever_it_is_asked_is_refused():
+    def narrowed(path, body):
+        return body | {"top_p": 0.3} if path == "/v1/completions" else body
+
+    assert "shapes the distribution" in refusal(altered(standin(), narrowed, asked=True))
+
+
+def test_the_right_key_opens_the_server(stack):
+    app = standin(api_key="secret")
+    assert draw(engine_on(stack, inside(app, api_key="secret"))).finish == "length"
+
+
+def test_without_development_routes_a_server_may_be_used_but_not_updated(stack, tmp_path):
+    engine = engine_on(stack, inside(standin(dev_mode=False)))
+    draw(engine)
+    with pytest.raises(EngineBroken, match="/pause"):
+        engine.update_weights(saved(*small(), tmp_path), 1)
+
+
+# Weights
+
+
+def test_a_reload_that_reaches_half_of_the_layers_is_found_out(stack, tmp_path):
+    """vLLM on a CPU answers 200 to such a reload: prepacked layers keep what they had."""
+    from turnwise.agents.engines.standin import Settings as Flags
+    from turnwise.agents.engines.standin import StandIn
+
+    def half(model, files):
+        from safetensors.torch import load_file
+
+        tensors = {k: v for path in files for k, v in load_file(path).items() if "proj" not in k}
+        model.load_state_dict(tensors, strict=False)
+
+    app = StandIn(*small(), Flags(max_model_len=MAX_LEN, max_logprobs=64), load=half)
+    engine = engine_on(stack, inside(app))
+    with pytest.raises(EngineBroken, match="not those that were saved"):
+        engine.update_weights(saved(*small(seed=4), tmp_path), 1)
+    with pytest.raises(EngineError, match="version 1 failed"):
+        engine.poll()
+
+
+def test_an_adapter_is_loaded_hot_and_loaded_again_in_place(stack, tmp_path):
+    app = standin()
+    engine = engine_on(stack, inside(app), way=hot_lora)
+    base = draw(engine)
+    model = add_lora(small()[0], 2)
+    for version in (1, 2):
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_B" in name:
+                    weight += 0.3 * version
+        model.save_pretrained(tmp_path)
+        engine.update_weights(
+            SavedWeights(tmp_path, lambda ids: own_logprobs(model, ids), 280), version
+        )
+        output = draw(engine)
+        own = own_logprobs(model, [*PROMPT, *output.token_ids])[len(PROMPT) - 1 :]
+        assert max(abs(a - b) for a, b in zip(own, output.logprobs, strict=True)) < 1e-4
+        assert output.logprobs != base.logprobs
+
+
+# Episodes
+
+
+def test_requests_that_a_server_loses_are_played_again_and_no_episode_is_lost_or_there_twice(stack):
+    tokenizer = small()[1]
+    count = 0
+
+    def sometimes(path, answer):
+        nonlocal count
+        count += path == "/v1/completions"
+        if path == "/v1/completions" and count > 10 and count % 7 == 0:
+            answer["choices"][0]["token_ids"].append(5)
+        return answer
+
+    engine = engine_on(stack, inside(altered(standin(), sometimes)))
+    policy = LLMPolicy(engine, Renderer(tokenizer), max_new_tokens=4)
+    jobs = list(jobs_for(Walks().tasks("train")[:25], 4, run_seed=0, split="train"))
+    settings = Settings(concurrency=8, max_tokens=128, retries=3)
+    episodes = list(play(jobs, Walks, policy, settings))
+    assert sorted(episode.id for episode in episodes) == sorted(job.id for job in jobs)
+    assert {episode.outcome for episode in episodes} <= {Outcome.OK, Outcome.INFRA_ERROR}
+    again = [episode for episode in episodes if episode.attempts > 1]
+    assert 10 < len(again) < 70
+    assert sum(e.outcome is Outcome.OK for e in episodes) > 90
+
+
+def test_a_server_that_dies_in_mid_run_masks_its_episodes_and_never_scores_them(stack):
+    tokenizer = small()[1]
+    proxy = Proxy(stack.enter_context(served(standin())))
+    stack.callback(proxy.close)
+    engine = engine_on(stack, proxy.url, strikes=1, rest_s=3600.0)
+    policy = LLMPolicy(engine, Renderer(tokenizer), max_new_tokens=4)
+    jobs = list(jobs_for(Walks().tasks("train")[:12], run_seed=0, split="train"))
+    played = []
+    for episode in play(jobs, Walks, policy, Settings(concurrency=4, max_tokens=128)):
+        played.append(episode)
+        if len(played) == 4:
+            proxy.breaks = 10**6
+    assert len(played) == 12
+    lost = [e for e in played if e.outcome is Outcome.INFRA_ERROR]
+    assert lost and all("NoServer" in e.error and not e.outcome.trainable for e in lost)
+
+
+def test_an_error_answer_is_told_with_what_the_server_said():
+    async def ask():
+        server = inside(standin())
+        return await server.post("/v1/completions", {"model": "who", "prompt": [5]})
+
+    with pytest.raises(ServerRefused, match="answered 404: The model `who` does not exist"):
+        asyncio.run(ask())
+
+
+def test_what_is_late_is_an_error_of_the_machine():
+    assert issubclass(ServerLate, EngineError) and issubclass(ProtocolError, EngineError)

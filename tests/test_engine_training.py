@@ -1,0 +1,117 @@
+"""The same recipe on servers: what is sampled, what is learnt, and what an engine changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from servers import real_url, small, standin
+from toys import Walks
+
+from turnwise.agents.engines.standin import served
+from turnwise.agents.engines.vllm_start import ServerUnfit
+from turnwise.agents.record import read_records
+from turnwise.trainers.config import TrainConfig
+from turnwise.trainers.loop import train
+from turnwise.trainers.model import load_model
+
+torch.set_num_threads(1)
+HOW = [("reload", "completions"), ("phases", "generate")]
+
+
+class Easy(Walks):
+    """A random model of bytes is right about a third of the time."""
+
+    wanted = frozenset(map(chr, range(32, 112)))
+
+
+def run(out: Path, engine: str = "", model=None, **more) -> list[dict[str, float]]:
+    usual = {"tasks_per_step": 3, "group_size": 4, "max_new_tokens": 3, "max_tokens": 96}
+    usual |= {"learning_rate": 1e-2, "warmup_steps": 1, "checkpoint_every": 0, "steps": 3}
+    config = TrainConfig(out=out, engine=engine, **{**usual, **more})
+    return list(train(config, model=model or small(), make_env=Easy))
+
+
+def tokens(out: Path) -> dict[str, list[tuple[int, ...]]]:
+    episodes = [record.episode for record in read_records(out / "episodes.jsonl")]
+    return {e.id: [tuple(turn.action_ids) for turn in e.turns] for e in episodes}
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    out = tmp_path_factory.mktemp("embedded") / "run"
+    return out, run(out, "embedded")
+
+
+@pytest.mark.parametrize(("sync", "route"), HOW)
+def test_the_same_recipe_and_seed_draw_the_same_tokens_on_a_server_and_learn_the_same(
+    embedded, tmp_path, sync, route
+):
+    out, rows = embedded
+    with served(standin()) as url:
+        again = run(tmp_path / "run", url, engine_sync=sync, engine_route=route)
+    assert tokens(tmp_path / "run") == tokens(out)
+    assert any(row["loss"] != 0 for row in rows)
+    for row, other in zip(rows, again, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+        assert other["engine_gap"] < 1e-4
+
+
+def test_two_servers_draw_what_one_does(embedded, tmp_path):
+    out, _ = embedded
+    with served(standin()) as one, served(standin()) as two:
+        run(tmp_path / "run", f"{one},{two}")
+    assert tokens(tmp_path / "run") == tokens(out)
+
+
+def test_adapters_alone_are_sent_where_adapters_alone_are_trained(tmp_path):
+    with served(standin()) as url:
+        rows = run(tmp_path / "run", url, lora_rank=2, engine_sync="lora")
+    assert max(row["engine_gap"] for row in rows) < 1e-4
+    assert (tmp_path / "run/served/adapter_model.safetensors").stat().st_size < 100_000
+
+
+def test_a_resumed_run_gives_the_server_its_weights_back_and_goes_on_as_if_nothing_was(
+    embedded, tmp_path
+):
+    out, _ = embedded
+    with served(standin()) as url:
+        run(tmp_path / "run", url, steps=2)
+    with served(standin()) as url:  # another server, which has never heard of the run
+        run(tmp_path / "run", url, resume=True)
+    assert tokens(tmp_path / "run") == tokens(out)
+
+
+def test_what_is_wrong_with_the_engine_is_said_before_anything_is_played(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'reload'"):
+        run(tmp_path / "a", "http://127.0.0.1:9", engine_sync="relode")
+    with pytest.raises(ValueError, match="set lora_rank"):
+        run(tmp_path / "b", "http://127.0.0.1:9", engine_sync="lora")
+    with (
+        served(standin(processed=False)) as url,
+        pytest.raises(ServerUnfit, match="processed_logprobs"),
+    ):
+        run(tmp_path / "c", url)
+    assert not (tmp_path / "c/episodes.jsonl").exists()
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(("sync", "route"), HOW)
+def test_a_real_vllm_is_trained_through_with_its_weights_proved_after_every_update(
+    tmp_path, sync, route
+):
+    url, steps = real_url(), 4
+    import os
+
+    start = load_model(os.environ["TURNWISE_VLLM_MODEL"])
+    rows = run(tmp_path / "run", url, start, steps=steps, engine_sync=sync, engine_route=route)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert max(row["engine_gap"] for row in rows) < 1e-3
+    assert any(row["grad_norm"] > 0 for row in rows)
+    episodes = [record.episode for record in read_records(tmp_path / "run/episodes.jsonl")]
+    assert len(episodes) == steps * 12 and all(e.outcome.trainable for e in episodes)
+    assert {turn.policy_version for e in episodes for turn in e.turns} == {0, 2, 4, 6}
+    print(json.dumps([{k: row[k] for k in ("loss", "engine_gap", "success")} for row in rows]))
