@@ -136,6 +136,12 @@ class TrainConfig:
                 f"pipeline_depth {self.pipeline_depth} overlaps batches within one process, got "
                 f"processes {self.processes}: leave one of them at its default"
             )
+        if self.engine not in ("", "embedded") and (self.pipeline_depth or self.processes > 1):
+            raise ValueError(
+                f"engine {self.engine!r} samples for one process that plays and learns by turns: "
+                f"leave pipeline_depth at 0 and processes at 1, got {self.pipeline_depth} and "
+                f"{self.processes}"
+            )
         if self.rank_timeout_s <= 0:
             raise ValueError(f"rank_timeout_s must be above 0, got {self.rank_timeout_s}")
         if self.recall is not None:

@@ -51,7 +51,9 @@ class Player:
         self.trainee = trainee
         theirs = trainee.policy
         model = copy.deepcopy(base_model(trainee.learner.model)).requires_grad_(False)
-        slots = len(trainee.engine.cache.lengths)
+        played_by = trainee.engine
+        assert isinstance(played_by, EmbeddedEngine), "the config allows no other"
+        slots = len(played_by.cache.lengths)
         self.engine = EmbeddedEngine(model, slots=slots, max_len=trainee.engine.max_len)
         # A tokenizer that two threads use at once may fail: "Already borrowed".
         renderer = Renderer(copy.deepcopy(trainee.tokenizer))
