@@ -28,7 +28,7 @@ from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.loop import train
 from turnwise.trainers.model import tiny_from_env
 
-PACE_S, TURNS, STEPS, WARM = 0.02, 32, 10, 2
+PACE_S, TURNS, STEPS, WARM = 0.02, 32, 8, 2
 VIEW = "a hill and a river and a tree and a house and a mill and a road"
 
 
@@ -67,7 +67,7 @@ class SlowWalk(TextEnv):
 
 def seconds_of(depth: int) -> list[float]:
     """Wall seconds of each step after the first few."""
-    shape = {"hidden": 96, "layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 24, "ffn": 256}
+    shape = {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn": 192}
     model = tiny_from_env(SlowWalk, tasks=10, max_len=2048, **shape)
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
