@@ -148,7 +148,8 @@ class Scorer:
         hidden_MD = self.decoder.hidden(ids_N, positions_N, attend)[at_M]
         if find is None:
             return (self.decoder.logits(hidden_MD),)
-        rows = max(1, self.logits_at_once // self.decoder.embed.weight.shape[0])
+        words = base_model(self.model).config.vocab_size  # type: ignore[union-attr]
+        rows = max(1, self.logits_at_once // int(words))  # type: ignore[arg-type]
         return by_parts(self.decoder.logits, hidden_MD, find, rows)
 
     def _by_model(self, packed: Packed) -> Tensor:
