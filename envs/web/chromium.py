@@ -43,7 +43,7 @@ FLAGS = (
     *("--disable-component-update", "--disable-sync", "--disable-extensions", "--mute-audio"),
     # No upgrades to https, and no processes or pages kept that an episode never comes back to.
     "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable,Translate,MediaRouter,"
-    "SpareRendererForSitePerProcess,BackForwardCache",
+    "SpareRendererForSitePerProcess,BackForwardCache,RenderDocument,PaintHolding",
     "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
