@@ -71,7 +71,7 @@ def _cpu_s() -> float:
 
 
 def _stats() -> dict[int, tuple[int, int]]:
-    """(parent, ticks) of every process."""
+    """(parent, ticks) of every process; the ticks are also those of its children that ended."""
     found = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -80,7 +80,7 @@ def _stats() -> dict[int, tuple[int, int]]:
                     fields = file.read().rpartition(")")[2].split()
             except OSError:
                 continue
-            found[int(name)] = int(fields[1]), int(fields[11]) + int(fields[12])
+            found[int(name)] = int(fields[1]), sum(map(int, fields[11:15]))
     return found
 
 

@@ -291,6 +291,49 @@ def test_filters_and_sorting_do_what_they_say(shop):
     assert shown == [p.id for p in sorted(there, key=lambda p: p.price)][:24]
 
 
+def shown_at(env, path):
+    env._act(env._open_tab.visit(path))
+    return env._view()
+
+
+def test_there_is_a_way_on_from_every_page(shop):
+    env = begin(shop(), 0)
+    for path in ("/nowhere", "/product/9999", "/order/9", "/cart", "/search?q=zzzz"):
+        text = shown_at(env, path)
+        main = [e for e in env.page.elements if e.line > env.page.find("link", "Cart (0)").line]
+        onward = [e for e in main if e.role == "link"]
+        assert env.page.find("textbox", "Search") is not None and onward, text
+        shown_at(env, onward[-1].href)
+        assert any("/product/" in e.href for e in env.page.elements), path
+
+
+def test_results_are_headed_by_what_was_asked_for(shop):
+    env = begin(shop(), 0)
+    assert '# Results for "zz <b>"' in shown_at(env, "/search?q=zz+%3Cb%3E")
+    assert "# lamp" in shown_at(env, "/search?q=&category=lamp")
+    assert "# all products" in shown_at(env, "/search?category=%3Cb%3E")
+
+
+def test_a_product_tells_where_it_belongs_and_keeps_what_was_chosen(shop):
+    env = begin(shop(), 0)
+    shown_at(env, "/product/1")
+    item = env.world.products[0]
+    assert env.page.find("link", item.category).href == f"/search?category={item.category}"
+    assert env.page.says(f"made of {item.material}")
+    env.step(env.select_in(env.page.find("combobox", "Quantity"), "3"))
+    press(env, "button", "Add to cart")
+    assert env.page.find("combobox", "Quantity").value == "3"
+
+
+def test_the_checkout_shows_what_is_to_be_paid_for(shop):
+    env = follow(begin(shop(), 0), "Review order")
+    cart, products = env.db["cart"], env.world.products
+    for id, *_, quantity in cart:
+        assert env.page.says(products[id - 1].name) and env.page.says(f"quantity {quantity}")
+    total = sum(products[id - 1].price * quantity for id, *_, quantity in cart)
+    assert env.page.says(f"Subtotal ${total}")
+
+
 @pytest.mark.parametrize("odd", ["%00", "%ff", "x" * 3000, "..%2f..", "%3Cscript%3E", "a+b%20c"])
 def test_an_odd_query_is_answered(shop, odd):
     env = begin(shop(), 0)

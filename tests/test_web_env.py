@@ -28,6 +28,7 @@ from turnwise.envs.names import UnknownName
 from turnwise.envs.tools import reward
 from turnwise.envs.types import Episode, Segment, Task, Turn
 from turnwise.envs.web import chromium
+from turnwise.envs.web.chrome import VIEWPORT
 from turnwise.envs.web.chromium import BrowserDied, close_idle, lease_chromium, release_chromium
 from turnwise.envs.web.dom import parse_html
 from turnwise.envs.web.env import WebEnv
@@ -570,6 +571,35 @@ def test_a_report_holds_each_picture_once_and_not_more_than_fit(tmp_path):
     pictures = Pictures(max_bytes=250)
     assert pictures.of(episode_of(tmp_path)) == [0, 1, None]
     assert pictures.of(episode_of(tmp_path, ("a",))) == [0, 1]
+
+
+PLACES = """() => [...document.querySelectorAll('a[href], input, button, select, textarea')]
+    .filter((e) => e.type !== 'hidden').map((e) => e.getBoundingClientRect())
+    .map((box) => [box.top + scrollY, box.bottom + scrollY])"""
+
+
+def seen_in_picture(env) -> tuple[float, float]:
+    """From where to where on the page the picture goes, which has as many rows."""
+    tab = env._tab
+    frame = tab._run(tab._call("frame", *tab.between))
+    data = tab.picture()
+    at = next(i for i in range(2, len(data)) if data[i : i + 2] in (b"\xff\xc0", b"\xff\xc2"))
+    assert int.from_bytes(data[at + 5 : at + 7], "big") == frame["height"] >= VIEWPORT["height"]
+    return frame["y"], frame["y"] + frame["height"]
+
+
+@pytest.mark.parametrize("view_lines", [7, 60])
+def test_a_picture_holds_all_that_the_window_says_is_in_view(view_lines):
+    with started("browser", "/long", view_lines=view_lines) as env:
+        for _ in range(env.max_turns):
+            tab = env._tab
+            places = tab._run(tab._page.evaluate(PLACES))
+            assert len(places) == len(env.page.elements)
+            top, bottom = seen_in_picture(env)
+            held = [p for e, p in zip(env.page.elements, places, strict=True) if env.window.holds(e)]
+            assert held and all(top <= a and b <= bottom for a, b in held)
+            if env.step("scroll down")[2:4] != (False, False):
+                break
 
 
 def test_no_picture_is_written_unless_asked_for(tmp_path, monkeypatch):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from turnwise.envs.builtin import code_runner
-from turnwise.sandboxes.base import Sandbox
+from turnwise.sandboxes.base import ExecResult, Sandbox
 
 CPU_S, WALL_S = 0.5, 5.0
 """Of one run of all calls. The first is the program's own time, so that a busy machine does not
@@ -18,23 +20,28 @@ KERNEL = "tests"
 
 # Runs in a kernel of the box: starts the runner with a fixed hash seed, and speaks with it.
 _PROGRAM = """
-if "tw_ask" not in globals() or tw_runner.poll() is not None:
-    import struct, subprocess, sys
+import struct, subprocess, sys
+def tw_start():
+    global tw_runner
     tw_runner = subprocess.Popen(
         [sys.executable, "-S", "-s", "-c", {source!r}], stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, env={{"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin"}}, cwd="/tmp",
     )
-    def tw_ask(text):
-        data = text.encode()
-        try:
-            tw_runner.stdin.write(struct.pack(">I", len(data)) + data)
-            tw_runner.stdin.flush()
-            size = struct.unpack(">I", tw_runner.stdout.read(4))[0]
-            print(tw_runner.stdout.read(size).decode())
-        except BaseException:  # an answer that comes later must not be taken for the next one
-            tw_runner.kill()
-            tw_runner.wait()
-            raise
+def tw_ask(text):
+    if tw_runner.poll() is not None:  # a program of the agent's may have ended it
+        tw_start()
+    data = text.encode()
+    try:
+        tw_runner.stdin.write(struct.pack(">I", len(data)) + data)
+        tw_runner.stdin.flush()
+        size = struct.unpack(">I", tw_runner.stdout.read(4))[0]
+        print(tw_runner.stdout.read(size).decode())
+    except BaseException:  # an answer that comes later must not be taken for the next one
+        tw_runner.kill()
+        tw_runner.wait()
+        raise
+if "tw_runner" not in globals() or tw_runner.poll() is not None:
+    tw_start()
 """
 _IMPORTED = "import collections, datetime, functools, heapq, itertools, math, bisect, string\n"
 
@@ -70,10 +77,20 @@ class Outcome:
         return "took too long" if self.kind == "late" else "did not run: the program had ended"
 
 
+_started: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+"""Boxes whose kernel has the program, as far as is known here."""
+
+
 def start_runner(box: Sandbox) -> None:
     """Have the runner up before it is asked; for boxes that are kept warm."""
+    if box.cell(_program(), kernel=KERNEL).exit_code == 0:
+        _started.add(box)
+
+
+@functools.cache
+def _program() -> str:
     source = inspect.getsource(code_runner) + "\n" + _IMPORTED + "serve()\n"
-    box.cell(_PROGRAM.format(source=source), kernel=KERNEL)
+    return _PROGRAM.format(source=source)
 
 
 def outcomes(box: Sandbox, files: Mapping[str, str], calls: Sequence[Call]) -> list[Outcome]:
@@ -87,15 +104,25 @@ def outcomes(box: Sandbox, files: Mapping[str, str], calls: Sequence[Call]) -> l
     Raises:
         SandboxDied: the box is gone.
     """
-    start_runner(box)
     request = {"files": dict(files), "calls": [call.to_json() for call in calls]}
     text = json.dumps({**request, "cpu_s": CPU_S, "wall_s": WALL_S})
-    ran = box.cell(f"tw_ask({text!r})", kernel=KERNEL)
+    ran = _asked(box, f"tw_ask({text!r})")
     said, ended = _read(ran.stdout)
     late = ran.timed_out or ended == "late"
     missing = [Outcome("late" if late else "ended")]
     missing += [Outcome("ended")] * len(calls)
     return [*said[: len(calls)], *missing][: len(calls)]
+
+
+def _asked(box: Sandbox, code: str) -> ExecResult:
+    """Ask the runner; one cell is enough where the program is known to be there."""
+    if box in _started:
+        ran = box.cell(code, kernel=KERNEL)
+        if not ran.state_lost or ran.timed_out:
+            return ran
+        _started.discard(box)  # its kernel had ended, by the hand of an earlier program
+    start_runner(box)
+    return box.cell(code, kernel=KERNEL)
 
 
 def _read(answer: bytes) -> tuple[list[Outcome], str]:

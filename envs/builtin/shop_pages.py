@@ -32,14 +32,17 @@ def results(
     request: Request, shown: Sequence[dict[str, Any]], found: int, number: int, last: int
 ) -> Answer:
     """A page of results."""
-    query = request.query.get("q", "")
-    what = query or request.query.get("category", "") or "all products"
-    count = f"{found} product{'' if found == 1 else 's'}, page {number} of {last}"
+    query = request.query.get("q", "").strip()
+    category = request.query.get("category", "any")
+    what = category if category in request.data["categories"] else "all products"
+    what = f'Results for "{query}"' if query else what
+    count = f"{found} product{'' if found == 1 else 's'}"
+    count += f", page {number} of {last}" if last > 1 else ""
     filters = _filters(request) if request.data["filters"] else ""
-    listed = _cards(shown) if shown else "<p>Nothing found.</p>"
+    listed = _cards(shown) if shown else _onward("Nothing found.", "/search", "See all products")
     turning = _turning(request, number, last)
     body = (
-        f'<div class="bar"><h1>{escape(what)}</h1><p class="count">{count}</p></div>'
+        f'<div class="bar"><h1 class="say">{escape(what)}</h1><p class="count">{count}</p></div>'
         f'{filters}{listed}<nav class="pages">{turning}</nav>'
     )
     return _page(request, "Search", body, query)
@@ -77,26 +80,41 @@ def product(request: Request, item: dict[str, Any], problems: Iterable[str] = ()
         f"<div><dt>{name}</dt> <dd>{escape(item[name])}</dd></div>"
         for name in ("brand", "style", "material")
     )
-    fields = [_select("Colour", "colour", ["choose", *item["colours"]], None)]
+    chosen = request.form
+    fields = [_select("Colour", "colour", ["choose", *item["colours"]], chosen.get("colour"))]
     if item["sizes"]:
-        fields.append(_select("Size", "size", ["choose", *item["sizes"]], None))
-    fields.append(_select("Quantity", "quantity", list("12345"), None))
+        fields.append(_select("Size", "size", ["choose", *item["sizes"]], chosen.get("size")))
+    fields.append(_select("Quantity", "quantity", list("12345"), chosen.get("quantity")))
     body = (
-        f'<div class="product"><div class="art {item["category"]} {item["colours"][0]}" '
-        f'aria-hidden="true"></div><div><h1>{escape(item["name"])}</h1>'
-        f'<p class="facts">{_facts(item)}</p><dl>{rows}</dl>{_alerts(problems)}'
-        f'<form class="buy" method="post" action="/product/{item["id"]}">{" ".join(fields)} '
-        "<button>Add to cart</button></form></div></div>"
+        f'{_trail(item)}<div class="product"><div class="art {item["category"]} '
+        f'{item["colours"][0]}" aria-hidden="true"></div><div><h1>{escape(item["name"])}</h1>'
+        f'<p class="facts">{_facts(item)}</p><p>{_described(item)}</p><dl>{rows}</dl>'
+        f'{_alerts(problems)}<form class="buy" method="post" action="/product/{item["id"]}">'
+        f"{' '.join(fields)} <button>Add to cart</button></form></div></div>"
     )
     answer = _page(request, item["name"], body)
     return Answer(answer.body, 422) if problems else answer
+
+
+def _trail(item: dict[str, Any]) -> str:
+    """Where the product stands in the shop."""
+    category = item["category"]
+    up = f'<a href="/">Home</a> / <a class="say" href="/search?category={category}">{category}</a>'
+    return f'<nav class="trail">{up}</nav>'
+
+
+def _described(item: dict[str, Any]) -> str:
+    *others, last = item["colours"]
+    colours = f"{', '.join(others)} or {last}" if others else last
+    return escape(f"In {item['style']} style, made of {item['material']}, in {colours}.")
 
 
 def cart(request: Request) -> Answer:
     """The cart."""
     lines = request.db["cart"]
     if not lines:
-        return _page(request, "Cart", "<h1>Cart</h1><p>Your cart is empty.</p>")
+        empty = _onward("Your cart is empty.", "/", "Continue shopping")
+        return _page(request, "Cart", f"<h1>Cart</h1>{empty}")
     rows = "".join(_line(request, i, line) for i, line in enumerate(lines, 1))
     total = f'<p class="total">Total ${_sum(request, lines)}</p>'
     go = '<p class="total"><a class="button" href="/checkout">Checkout</a></p>'
@@ -138,15 +156,33 @@ def checkout(request: Request, problems: Iterable[str] = ()) -> Answer:
         f"{_checkbox('newsletter', 'Newsletter', filled)}"
     )
     body = (
-        f"<h1>Checkout</h1>{_alerts(problems)}"
+        f'<h1>Checkout</h1>{_alerts(problems)}<div class="desk">'
         '<form class="sheet" method="post" action="/checkout">'
         f"<fieldset><legend>Address</legend>{to}<p class='new'>{fields}</p></fieldset>"
         f"<fieldset><legend>Shipping</legend>{how}</fieldset>"
         f"<fieldset><legend>Extras</legend>{more}</fieldset>"
-        '<p class="total"><button>Review order</button></p></form>'
+        f'<p class="total"><button>Review order</button></p></form>{_basket(request)}</div>'
     )
     answer = _page(request, "Checkout", body)
     return Answer(answer.body, 422) if problems else answer
+
+
+def _basket(request: Request) -> str:
+    """What is to be paid for, beside the checkout."""
+    lines, total = request.db["cart"], _sum(request, request.db["cart"])
+    return (
+        '<aside class="sheet basket"><h2>Your order</h2>'
+        f'<ul class="plain">{_ordered(request, lines)}</ul>'
+        f'<p class="sum">Subtotal <span class="price">${total}</span></p></aside>'
+    )
+
+
+def _ordered(request: Request, lines: Iterable[list[Any]]) -> str:
+    return "".join(
+        f"<li>{escape(request.data['products'][line[0] - 1]['name'])} <span>{_options(line)}</span>"
+        f" <span>quantity {line[3]}</span></li>"
+        for line in lines
+    )
 
 
 def review(request: Request, order: dict[str, Any]) -> Answer:
@@ -163,15 +199,24 @@ def confirmation(request: Request, order: dict[str, Any], number: int) -> Answer
     """What was ordered."""
     title = f"Order {number} placed"
     thanks = f'<div class="thanks"><h1>{title}</h1><p>Thank you.</p></div>'
-    return _page(request, title, thanks + _summary(request, order))
+    onward = '<p class="total"><a class="button quiet" href="/">Continue shopping</a></p>'
+    return _page(request, title, f"{thanks}{_summary(request, order)}{onward}")
+
+
+def missing(request: Request) -> Answer:
+    """The page for a path that is not there."""
+    way = _onward("There is no such page in this shop.", "/", "Go to the front page")
+    return Answer(_page(request, "Not found", f"<h1>Page not found</h1>{way}").body, 404)
+
+
+def _onward(why: str, to: str, name: str) -> str:
+    """What stands where there is nothing to show, and where to go from there."""
+    link = f'<p><a class="button" href="{to}">{name}</a></p>'
+    return f'<div class="onward"><p>{why}</p>{link}</div>'
 
 
 def _summary(request: Request, order: dict[str, Any]) -> str:
-    lines = "".join(
-        f"<li>{escape(request.data['products'][line[0] - 1]['name'])} <span>{_options(line)}</span>"
-        f" <span>quantity {line[3]}</span></li>"
-        for line in order["lines"]
-    )
+    lines = _ordered(request, order["lines"])
     price = _sum(request, order["lines"])
     off = price * request.data["coupons"].get(order["coupon"], 0) / 100
     shipping = request.data["shipping"][order["shipping"]]
@@ -234,7 +279,8 @@ def _alerts(problems: Iterable[str]) -> str:
 
 def _select(label: str, name: str, options: Iterable[str], chosen: str | None) -> str:
     listed = "".join(
-        f"<option{' selected' if option == chosen else ''}>{escape(option)}</option>"
+        f'<option class="{escape(option)}"{" selected" if option == chosen else ""}>'
+        f"{escape(option)}</option>"
         for option in options
     )
     return f'<label>{label} <select name="{name}">{listed}</select></label>'
@@ -244,7 +290,7 @@ def _radio(name: str, value: str, label: str, chosen: str | None) -> str:
     on = " checked" if value == chosen else ""
     return (
         f'<p><label><input type="radio" name="{name}" value="{value}"{on}> '
-        f"{escape(label)}</label></p>"
+        f'<span class="say">{escape(label)}</span></label></p>'
     )
 
 

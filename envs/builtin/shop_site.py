@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from turnwise.envs.builtin import shop_pages as pages
-from turnwise.envs.web.kit import Answer, Request, not_found, redirect
+from turnwise.envs.web.kit import Answer, Request, redirect
 
 MAX_QUANTITY = 5
 NEW = ("name", "street", "city", "zip")
@@ -28,7 +28,7 @@ def respond(request: Request) -> Answer:
         ("GET", "order"): order,
     }
     route = routes.get((request.method, top))
-    return not_found() if route is None else route(request, rest)
+    return pages.missing(request) if route is None else route(request, rest)
 
 
 def home(request: Request, rest: str) -> Answer:
@@ -70,14 +70,14 @@ def matching(request: Request) -> list[dict]:  # type: ignore[type-arg]
 def product(request: Request, rest: str) -> Answer:
     """One product, with its options."""
     item = _item(request, rest)
-    return not_found() if item is None else pages.product(request, item)
+    return pages.missing(request) if item is None else pages.product(request, item)
 
 
 def add(request: Request, rest: str) -> Answer:
     """Put a product into the cart."""
     item = _item(request, rest)
     if item is None:
-        return not_found()
+        return pages.missing(request)
     colour, size = request.form.get("colour", ""), request.form.get("size", "")
     quantity = _whole(request.form.get("quantity", "1"))
     problems = [] if colour in item["colours"] else ["Choose a colour."]
@@ -178,7 +178,7 @@ def order(request: Request, rest: str) -> Answer:
     """The confirmation of an order."""
     number = _whole(rest)
     if not 1 <= number <= len(request.db["orders"]):
-        return not_found()
+        return pages.missing(request)
     return pages.confirmation(request, request.db["orders"][number - 1], number)
 
 

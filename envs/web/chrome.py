@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from turnwise.envs.web.dom import from_json
 from turnwise.envs.web.page import Page
 from turnwise.envs.web.relay import HEADER, ORIGIN
 from turnwise.envs.web.site import Session
+from turnwise.envs.web.tab import Between
 
 VIEWPORT = {"width": 1000, "height": 750}
 JPEG_QUALITY = 60
+MAX_HEIGHT = 16_000
+"""Of a picture, in pixels; a JPEG holds no more than 65535."""
 LOAD_S = 15.0
 SCRIPT = Path(__file__).with_name("page.js")
 
@@ -37,6 +41,7 @@ class ChromeTab:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.between: Between = (None, None)
         self._chromium: Chromium | None = lease_chromium()
         self._context: Any = None
         self._token = self._chromium.relay.admit(session)
@@ -72,11 +77,7 @@ class ChromeTab:
 
     def picture(self) -> bytes | None:
         """See `Tab`."""
-        return self._run(
-            self._page.screenshot(
-                type="jpeg", quality=JPEG_QUALITY, caret="hide", timeout=LOAD_S * 1e3
-            )
-        )
+        return self._run(self._picture())
 
     def close(self) -> None:
         """See `Tab`."""
@@ -114,13 +115,26 @@ class ChromeTab:
         await self._page.mouse.click(place["x"], place["y"])
         return await self._settled(place["id"])
 
+    async def _picture(self) -> bytes:
+        frame = await self._call("frame", *self.between)
+        frame["height"] = min(frame["height"], MAX_HEIGHT)
+        return await self._page.screenshot(
+            type="jpeg",
+            quality=JPEG_QUALITY,
+            caret="hide",
+            full_page=True,  # the frame may reach beyond the screen
+            clip=frame,
+            timeout=LOAD_S * 1e3,
+        )
+
     async def _settled(self, before: str) -> Any:
         """Read the page once what a click began has ended: a load, or none was asked for."""
         deadline = time.monotonic() + LOAD_S
-        while time.monotonic() < deadline:
+        while (left := deadline - time.monotonic()) > 0:
             try:
-                if (seen := await self._call("settled", before)) is not None:
-                    return seen
+                return await asyncio.wait_for(self._call("settled", before), left)
+            except TimeoutError:
+                break
             except Exception as error:
                 if not _is_between_pages(error):
                     raise
@@ -139,7 +153,7 @@ class ChromeTab:
     def _read(self, work: Any) -> Page:
         """Run `work`, which returns what `page.js` read, and return it as a page."""
         try:
-            seen = self._run(work)
+            seen = json.loads(self._run(work))
         finally:
             if (failure := self.session.failure) is not None:
                 self.session.failure = None

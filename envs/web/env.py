@@ -191,6 +191,7 @@ class WebEnv(SandboxEnv):
         if not self.window.scroll(direction, self.page):
             raise ToolFailed(f"nothing further {direction}")
         self._open_tab.look(self.window.first(self.page))
+        self._open_tab.between = self.window.between(self.page)
         return self._view()
 
     @tool
@@ -289,9 +290,10 @@ class WebEnv(SandboxEnv):
         return self._reminded() if self.remind else self._view()
 
     def _show(self, page: Page) -> None:
-        assert self._session is not None
+        assert self._session is not None and self._tab is not None
         self.page, self._db_text = page, self._session.db_text
         self.window.fit(page)
+        self._tab.between = self.window.between(page)
 
     def _view(self) -> str:
         return self.window.text(self.page)

@@ -60,9 +60,23 @@
     return [element.tagName.toLowerCase(), found, children];
   };
 
+  // As text: the browser's driver takes an object apart value by value, and a text as it is.
   const read = () => {
     controls = [];
-    return { id, url: location.pathname + location.search, tree: tree(document.documentElement) };
+    const url = location.pathname + location.search;
+    return JSON.stringify({ id, url, tree: tree(document.documentElement) });
+  };
+
+  // Where on the page lies what stands between two elements, either of which may be none.
+  const span = (before, after) => {
+    const range = document.createRange();
+    range.selectNodeContents(document.body);
+    if (before) range.setStartAfter(before);
+    if (after) range.setEndBefore(after);
+    const boxes = [...range.getClientRects()].filter((box) => box.width && box.height);
+    const top = Math.min(...boxes.map((box) => box.top));
+    const bottom = Math.max(...boxes.map((box) => box.bottom));
+    return boxes.length ? [top + window.scrollY, bottom + window.scrollY] : [0, 0];
   };
 
   const changed = (element) => {
@@ -73,9 +87,13 @@
 
   window.__turnwise = {
     read,
-    // The page, once it is loaded and unless document `before` is being left.
-    settled: (before) =>
-      document.readyState !== "complete" || (id === before && pending) ? null : read(),
+    // The page, once it is loaded; nothing as long as document `before` is being left, for the
+    // answer is then the next document's to give.
+    settled: (before) => new Promise((resolve) => {
+      const ready = () => { if (id !== before || !pending) resolve(read()); };
+      if (document.readyState === "complete") ready();
+      else window.addEventListener("load", () => setTimeout(ready));
+    }),
     // Where to press: the middle of the element, if it is what lies on top there.
     aim: (number) => {
       const element = controls[number];
@@ -105,6 +123,18 @@
     look: (number) => {
       if (number === null) window.scrollTo({ top: 0, behavior: "instant" });
       else controls[number].scrollIntoView({ block: "start", behavior: "instant" });
+    },
+    // What a picture of all between elements `before` and `after` must hold, and no less than one
+    // screen: null is the beginning or the end of the page.
+    frame: (before, after) => {
+      const root = document.documentElement;
+      const none = (number) => (number === null ? null : controls[number]);
+      const [first, last] = span(none(before), none(after));
+      const full = Math.max(root.scrollHeight, window.innerHeight);
+      const top = before === null ? 0 : Math.min(first, full - window.innerHeight);
+      const bottom = Math.max(last, top + window.innerHeight);
+      const y = Math.floor(Math.max(top, 0));
+      return { x: 0, y, width: root.clientWidth, height: Math.ceil(Math.min(bottom, full)) - y };
     },
   };
 })();

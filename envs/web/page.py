@@ -171,6 +171,8 @@ def _prefix(node: Node) -> str:
 
 
 def _collapsed(text: str) -> str:
+    if text.isascii() and text.isprintable() and "  " not in text:  # as nearly all texts are
+        return text.strip(" ")
     return _SPACES.sub(" ", text).strip(" ")
 
 

@@ -12,6 +12,8 @@ from turnwise.envs.web.page import Page
 from turnwise.envs.web.site import Session, SiteError
 
 MAX_REDIRECTS = 10
+Between = tuple[int | None, int | None]
+"""The elements next above and next below, from 0; None is the top and the end of the page."""
 
 
 class Tab(Protocol):
@@ -21,6 +23,9 @@ class Tab(Protocol):
         SandboxError: the box or the browser failed.
         SiteError: the site's code raised.
     """
+
+    between: Between
+    """What of the page is in view; a picture shows no less."""
 
     def visit(self, target: str) -> Page:
         """Open a path of the site."""
@@ -52,6 +57,7 @@ class TextTab:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.between: Between = (None, None)
         self.root = Node("document")
         self.url = "/"
         self.cookies: dict[str, str] = {}

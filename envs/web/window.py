@@ -47,6 +47,12 @@ class Window:
         below = (e.id - 1 for e in page.elements if e.line > self.top)
         return next(below, None) if self.top else None
 
+    def between(self, page: Page) -> tuple[int | None, int | None]:
+        """Return the elements next above and next below what is in view, from 0; None for none."""
+        above = [e.id - 1 for e in page.elements if e.line <= self.top]
+        below = [e.id - 1 for e in page.elements if e.line > self.top + self.size]
+        return above[-1] if above else None, below[0] if below else None
+
     def fit(self, page: Page) -> None:
         """Stay within a page that has become shorter."""
         self.top = min(self.top, max(len(page.lines) - 2, 0))
