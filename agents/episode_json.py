@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 from turnwise.envs.types import Episode, Outcome, Segment, Stop, Task, Turn
 
 T = TypeVar("T", bound=Task)
-_TURN_TUPLES = ("context_ids", "action_ids", "logprobs", "calls", "nondet", "label_ids")
-_SELDOM = ("nondet", "label", "label_ids", "label_error")
+_CALLS = ("calls", "token_calls")
+_TURN_TUPLES = ("context_ids", "action_ids", "logprobs", *_CALLS, "nondet", "label_ids")
+_SELDOM = ("nondet", "label", "label_ids", "label_error", "token_calls")
 """Left out where they are empty: few environments read anything from outside, few runs label."""
 
 

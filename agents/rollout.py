@@ -203,7 +203,7 @@ class _Scheduler:
                 return
             live.metrics["prelude"] = live.seat.turn + 1.0
         live.turns.append(_turn(live, reply, float(reward), info, answer.seconds))
-        live.seat.messages.append(Message(role="assistant", content=reply.text))
+        live.seat.messages.append(Message(role="assistant", content=str(reply.text)))
         live.seat.turn += 1
         if terminated or truncated:
             self._conclude(live, observation, terminated, info)
@@ -313,8 +313,9 @@ class _Nobody:
 def _turn(live: _Live, reply: Reply, reward: float, info: Any, env_s: float) -> Turn:
     fields: dict[str, Any] = {
         "observation": live.observation,
-        "action": reply.text,
+        "action": str(reply.text),
         "calls": tuple(info.get("calls") or ()),
+        "token_calls": tuple(call.to_json() for call in getattr(reply.text, "calls", ())),
         "reward": reward,
         "rewards": info.get("rewards") or {},
         "executor": reply.executor,

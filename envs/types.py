@@ -165,6 +165,9 @@ class Turn:
     """The action as text, as the environment received it."""
     calls: tuple[dict[str, Any], ...] = ()
     """Parsed tool calls as plain dicts (`ToolCall.to_json`)."""
+    token_calls: tuple[dict[str, Any], ...] = ()
+    """The calls as they were sampled, where the text alone would be read as others: a tag that was
+    spelled out, and not sampled as its token, is no tag. What a replay runs."""
     reward: float = 0.0
     rewards: Mapping[str, float] = field(default_factory=dict)
     policy_version: int = 0
