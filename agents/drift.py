@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from turnwise.agents.reenact import MakeEnv, Moment, fresh_env, reenact
+from turnwise.agents.reenact import MakeEnv, Moment, as_played, fresh_env, reenact
 from turnwise.envs.types import Episode, Message, Segment, Turn, canonical_json
 
 
@@ -80,7 +80,7 @@ def tokens(episode: Episode, renderer: Any, make_env: MakeEnv | None = None) -> 
     if count == 0:
         return Tokens(0)
     with closing(fresh_env(episode, make_env)) as env:
-        moments = list(reenact(env, episode, [turn.action for turn in episode.turns]))
+        moments = list(reenact(env, episode, [as_played(turn) for turn in episode.turns]))
     story = _Story(episode, renderer, moments)
     mismatch = next(story.mismatches(), None)
     return Tokens(count, mismatch, tuple(story.drifts()))

@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 from turnwise.envs.types import Episode, Outcome, Segment, Stop, Task, Turn
 
 T = TypeVar("T", bound=Task)
-_TURN_TUPLES = ("context_ids", "action_ids", "logprobs", "calls", "nondet", "label_ids")
-_SELDOM = ("nondet", "label", "label_ids", "label_error", "versions")
+_CALLS = ("calls", "token_calls")
+_PICTURES = ("picture", "final_picture")
+_TURN_TUPLES = ("context_ids", "action_ids", "logprobs", *_CALLS, "nondet", "label_ids")
+_SELDOM = ("nondet", "label", "label_ids", "label_error", "versions", "token_calls", *_PICTURES)
 """Left out where they are empty: few environments read anything from outside, few runs label, and
 few weights change amid a turn."""
 
@@ -88,7 +90,7 @@ def rebuild_task(task: Task, task_type: type[T]) -> T:
 def episode_to_json(episode: Episode) -> dict[str, Any]:
     """Return the episode as JSON values that `episode_from_json` turns back into an equal one."""
     return {
-        **_fields(episode, leave_out=("task", "segments")),
+        **_fields(episode, leave_out=("task", "segments", "blobs")),
         "task": task_to_json(episode.task),
         "segments": [
             {
@@ -116,6 +118,7 @@ def episode_from_json(data: Mapping[str, Any], task_type: type[Task] | None = No
     task = task_from_json(data["task"])
     known["task"] = rebuild_task(task, task_type) if task_type else task
     known["nondet"] = tuple(known.get("nondet", ()))
+    known.pop("blobs", None)
     known["segments"] = _segments(data["segments"], data["turns"])
     known["outcome"] = Outcome(data["outcome"])
     known["stop"] = Stop(data["stop"])

@@ -45,6 +45,8 @@ def malformed(value: Any, *, opening: bool) -> Exception | None:
             return ValueError("the opening is empty; reset must return what the agent reads first")
         Outcome(info.get("outcome", Outcome.OK))
         float(numbers[0] if numbers else 0.0)
+        if not isinstance(info.get("picture"), bytes | None):
+            return TypeError(f"a picture is bytes, got {type(info['picture']).__name__}")
     except (TypeError, ValueError, AttributeError) as error:
         return error.with_traceback(None)  # it was raised here, and the fault is elsewhere
     return None

@@ -20,6 +20,7 @@ from turnwise.agents.policy import Policy, Reply, Seat
 from turnwise.agents.rollout import Job, Settings, play
 from turnwise.envs.base import Env
 from turnwise.envs.calling import Calling
+from turnwise.envs.calls import calls_of
 from turnwise.envs.schema import BadArgs
 from turnwise.envs.types import Episode, Message, Turn
 
@@ -212,15 +213,15 @@ def _with(turn: Turn, label: Label | None) -> Turn:
     return replace(turn, label=turn.action, label_ids=turn.action_ids, label_error=error)
 
 
-def misspelt(seat: Seat, text: str) -> str:
-    """Return the code of what is wrong with the calls in an action, or nothing.
+def misspelt(seat: Seat, action: str) -> str:
+    """Return the code of what is wrong with the calls of an action, or nothing.
 
     An environment without tools takes any text.
     """
     world = getattr(seat.env, "unwrapped", seat.env)
     if not isinstance(world, Calling):
         return ""
-    for call in world.format.parse(text).calls:
+    for call in calls_of(action, world.format):
         if call.code:
             return call.code
         if (tool := world.parts.tools.get(call.name)) is None:

@@ -14,7 +14,7 @@ from typing import Any
 from turnwise.agents.codec import TAGS, Codec
 from turnwise.agents.renderer import Renderer
 from turnwise.agents.template import unused
-from turnwise.envs.actions import Action, ActionFormat, ToolCall
+from turnwise.envs.calls import Action, ActionFormat, ToolCall, Written
 
 
 def parse(ids: Sequence[int], renderer: Renderer, form: ActionFormat) -> Action:
@@ -25,9 +25,35 @@ def parse(ids: Sequence[int], renderer: Renderer, form: ActionFormat) -> Action:
     Positions in errors are those of the text in either case.
     """
     text = renderer.action_text(ids)
-    known = {renderer.codec.control[tag]: tag for tag in TAGS if tag in renderer.codec.control}
-    if not any(tag in text for tag in known.values()):
-        return form.parse(text)
+    known = _tags_in(text, renderer.codec)
+    return _parsed(ids, text, known, renderer, form) if known else form.parse(text)
+
+
+def written(ids: Sequence[int], renderer: Renderer, form: ActionFormat | None) -> str:
+    """Return a sampled action as an environment takes it.
+
+    Args:
+        form: How the environment's calls are written; None where it has none (`format_of`).
+
+    Returns:
+        The text; a `Written` where the text alone would be read as other calls than were sampled.
+    """
+    text = renderer.action_text(ids)
+    if form is None or not (known := _tags_in(text, renderer.codec)):
+        return text
+    calls = _parsed(ids, text, known, renderer, form).calls
+    return text if calls == form.parse(text).calls else Written(text, calls)
+
+
+def _tags_in(text: str, codec: Codec) -> dict[int, str]:
+    """Return every tag with a token of its own, by id, if `text` looks as if it held one."""
+    known = {codec.control[tag]: tag for tag in TAGS if tag in codec.control}
+    return known if any(tag in text for tag in known.values()) else {}
+
+
+def _parsed(
+    ids: Sequence[int], text: str, known: Mapping[int, str], renderer: Renderer, form: ActionFormat
+) -> Action:
     mutes = _mutes(text)
     ended = len(ids) > 0 and ids[-1] in renderer.stop_ids
     action = form.parse(_muted(ids[:-1] if ended else ids, renderer.codec, known, mutes))

@@ -1,19 +1,16 @@
-"""What a browser showed during recorded episodes, for a report that holds it.
-
-An environment that was made with `pictures=FOLDER` wrote them there; their names follow from the
-record (`turnwise.envs.web.pictures`). What is not there is not shown.
-"""
+"""What a browser showed during episodes, for a report that holds it."""
 
 from __future__ import annotations
 
 import base64
-from pathlib import Path
 
+from turnwise.agents.blobs import BlobFault, digests_of, picture_of
 from turnwise.envs.types import Episode
-from turnwise.envs.web.pictures import picture_names
 
 JPEG = b"\xff\xd8\xff"
 MAX_PICTURE_BYTES = 1 << 20
+Place = int | str | None
+"""Index of a picture; in words what is wrong with it; None where there is none."""
 
 
 class Pictures:
@@ -26,28 +23,23 @@ class Pictures:
     def __init__(self, max_bytes: int = 24 << 20) -> None:
         self.texts: list[str] = []
         self._left = max_bytes
-        self._places: dict[Path, int | None] = {}
+        self._places: dict[str, Place] = {"": None}
 
-    def of(self, episode: Episode) -> list[int | None]:
+    def of(self, episode: Episode) -> list[Place]:
         """Return where the pictures of an episode are: before each action, and at the end."""
-        folder = episode.env_kwargs.get("pictures")
-        actions = [turn.action for turn in episode.turns]
-        if not isinstance(folder, str) or not folder:
-            return [None] * (len(actions) + 1)
-        names = picture_names(episode.task.key, episode.env_seed, actions)
-        return [self._place(Path(folder) / name) for name in names]
+        return [self._place(episode, digest) for digest in digests_of(episode)]
 
-    def _place(self, path: Path) -> int | None:
-        if path not in self._places:
-            self._places[path] = self._read(path)
-        return self._places[path]
+    def _place(self, episode: Episode, digest: str) -> Place:
+        place = self._places.get(digest, "")
+        if isinstance(place, str):  # not seen yet, or missing where it was last looked for
+            place = self._places[digest] = self._added(episode, digest)
+        return place
 
-    def _read(self, path: Path) -> int | None:
+    def _added(self, episode: Episode, digest: str) -> Place:
         try:
-            with path.open("rb") as file:
-                data = file.read(MAX_PICTURE_BYTES + 1)
-        except OSError:
-            return None
+            data = picture_of(episode, digest)
+        except BlobFault as fault:
+            return str(fault)
         if not data.startswith(JPEG) or len(data) > min(MAX_PICTURE_BYTES, self._left):
             return None
         self._left -= len(data)

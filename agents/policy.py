@@ -15,8 +15,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from turnwise.agents.engines.base import Engine, GenOutput, GenRequest, Sampling
 from turnwise.agents.ledger import ContextFull, Ledger
+from turnwise.agents.parsers import written
 from turnwise.agents.renderer import Renderer
 from turnwise.envs.base import Env
+from turnwise.envs.calling import format_of
 from turnwise.envs.formats.hermes import HERMES
 from turnwise.envs.seeds import derive
 from turnwise.envs.types import Message
@@ -44,6 +46,7 @@ class Reply(NamedTuple):
     """One action."""
 
     text: str
+    """As the environment takes it: a `Written` where its tokens say more than its text."""
     executor: Executor = "student"
     full: bool = False
     """There was no room for an action: the episode is over, and `text` is empty."""
@@ -135,9 +138,13 @@ class LLMPolicy:
                 temperature=self.temperature or 1.0,
                 versions=output.versions,
             )
-            text = self.renderer.action_text(output.token_ids)
-            replies.append((seat, Reply(text, self.executor)))
+            action = self.written(seat, output.token_ids)
+            replies.append((seat, Reply(action, self.executor)))
         return replies
+
+    def written(self, seat: Seat, ids: Sequence[int]) -> str:
+        """Return sampled tokens as an action in the environment of `seat`."""
+        return written(ids, self.renderer, format_of(seat.env))
 
     def at_most(self, room: int) -> Sampling:
         """Return how to draw an action where `room` tokens fit."""

@@ -11,12 +11,13 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Self
 
+from turnwise.agents.blobs import Blobs, digests_of
 from turnwise.agents.chain import (
     SCHEMA,
     START,
@@ -60,7 +61,7 @@ class Recorded:
             RecordError: the line is whole, but not an episode of this schema.
         """
         try:
-            return episode_from_json(self.raw)
+            return replace(episode_from_json(self.raw), blobs=Blobs(self.path))
         except (KeyError, TypeError, ValueError) as error:
             reason = f"not an episode of {SCHEMA}: {type(error).__name__}: {error}"
             raise RecordError(self.path, self.line, reason) from error
@@ -160,12 +161,23 @@ class RecordWriter:
         return self
 
     def append(self, episode: Episode) -> None:
-        """Write one episode as one line; it survives the death of this process, see `sync`."""
+        """Write one episode as one line, its pictures before it, each once.
+
+        It survives the death of this process, see `sync`.
+        """
         try:
             body = to_body(episode_to_json(episode))
         except (ValueError, TypeError) as error:
             raise ValueError(f"episode {episode.id!r} cannot be recorded: {error}") from error
+        self._keep_pictures(episode)
         self._write(body)
+
+    def _keep_pictures(self, episode: Episode) -> None:
+        """Keep what the episode brings; what it only names is told missing when it is looked at."""
+        for digest in filter(None, digests_of(episode)):
+            if (picture := episode.blobs.get(digest)) is not None:
+                with self._clear_errors():
+                    self._blobs.keep(picture)
 
     def extend(self, episodes: Iterable[Episode]) -> None:
         """Write a batch, then `sync`; every whole line written before an error stays."""
@@ -176,6 +188,7 @@ class RecordWriter:
     def sync(self) -> None:
         """Wait until what was written survives the death of the machine (fsync)."""
         with self._clear_errors():
+            self._blobs.sync()
             os.fsync(self._fd)
 
     def position(self) -> Position:
@@ -199,6 +212,7 @@ class RecordWriter:
 
     def _open(self, path: str | os.PathLike[str], flags: int) -> None:
         self.path, self._fd, self._end = Path(path), -1, START
+        self._blobs = Blobs(self.path)
         with self._clear_errors():
             if flags:
                 self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turnwise.agents.episode_json import rebuild_task
-from turnwise.envs.types import Episode, Message
+from turnwise.envs.calls import ToolCall, Written
+from turnwise.envs.types import Episode, Message, Turn
 
 MakeEnv = Callable[[], Any]
 """Returns a new `turnwise.envs.Env`."""
@@ -48,6 +49,12 @@ def fresh_env(episode: Episode, make_env: MakeEnv | None = None) -> Any:
     from turnwise.envs.registry import make
 
     return make(episode.env_id, **episode.env_kwargs)
+
+
+def as_played(turn: Turn) -> str:
+    """Return the action of a recorded turn as the environment took it then."""
+    calls = [ToolCall.from_json(call) for call in turn.token_calls]
+    return Written(turn.action, calls) if calls else turn.action
 
 
 def reenact(env: Any, episode: Episode, actions: Sequence[str]) -> Iterator[Moment]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from turnwise.agents.drift import tokens
 from turnwise.agents.episode_json import TaskChanged
-from turnwise.agents.reenact import MakeEnv, Moment, fresh_env, reenact
+from turnwise.agents.reenact import MakeEnv, Moment, as_played, fresh_env, reenact
 from turnwise.agents.transcript import view
 from turnwise.envs.types import Episode, Message, Outcome, Stop, Turn, canonical_json
 from turnwise.sandboxes.base import SandboxError
@@ -127,7 +127,7 @@ def rescore(episode: Episode, make_env: MakeEnv | None = None) -> Rescoring:
         Exception: whatever the environment raises.
     """
     with closing(fresh_env(episode, make_env)) as env:
-        _, *moments = reenact(env, episode, [turn.action for turn in episode.turns])
+        _, *moments = reenact(env, episode, [as_played(turn) for turn in episode.turns])
     rows = [_rescored(k, turn, moments) for k, turn in enumerate(episode.turns)]
     ended = bool(moments) and moments[-1].ended
     success = _verdict(moments[-1])[1] if ended else False
@@ -214,7 +214,7 @@ def _first_divergence(
     env: Any, episode: Episode, until: int, watch: Any = lambda moment: None
 ) -> Divergence | None:
     now = -1
-    actions = [turn.action for turn in episode.turns[:until]]
+    actions = [as_played(turn) for turn in episode.turns[:until]]
     try:
         for moment in reenact(env, episode, actions):
             watch(moment)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from turnwise.agents.blobs import blob_digest
 from turnwise.agents.engines.base import EngineError
 from turnwise.agents.faults import in_one_line, log, malformed, place
 from turnwise.agents.jobs import Job, jobs_for
@@ -97,10 +98,19 @@ class _Live:
     turns: list[Turn] = field(default_factory=list)
     observation: str = ""
     state: str = ""
+    picture: str = ""
+    blobs: dict[str, bytes] = field(default_factory=dict)
     reply: Reply | None = None
     policy_s: float = 0.0
     nondet: tuple[Any, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def see(self, observation: str, info: Any) -> None:
+        """Note what is read, and seen, from now on."""
+        self.observation, self.picture = observation, ""
+        if picture := info.get("picture"):
+            self.picture = blob_digest(picture)
+            self.blobs[self.picture] = picture
 
     @property
     def in_prelude(self) -> bool:
@@ -213,7 +223,8 @@ class _Scheduler:
         self._ask(live, observation, news, info)
 
     def _ask(self, live: _Live, observation: str, news: Sequence[Message], info: Any) -> None:
-        live.observation, live.state = observation, info.get("state", "")
+        live.see(observation, info)
+        live.state = info.get("state", "")
         live.reply, live.asked, live.since = None, time.perf_counter(), time.monotonic()
         live.seat.messages += news
         (self.prelude if live.in_prelude else self.policy).submit(live.seat, news)
@@ -233,12 +244,12 @@ class _Scheduler:
                 return
             live.metrics["prelude"] = live.seat.turn + 1.0
         live.turns.append(_turn(live, reply, float(reward), info, answer.seconds))
-        live.seat.messages.append(Message(role="assistant", content=reply.text))
+        live.seat.messages.append(Message(role="assistant", content=str(reply.text)))
         live.seat.turn += 1
         if terminated or truncated:
             self._conclude(live, observation, terminated, info)
         elif self._used_up(live):
-            live.observation = observation
+            live.see(observation, info)
             self._end(live, Outcome.TRUNCATED, Stop.MAX_TURNS)
         else:
             news = info.get("messages") or [Message(role="tool", content=observation)]
@@ -254,7 +265,7 @@ class _Scheduler:
         return cut or spent
 
     def _conclude(self, live: _Live, observation: str, terminated: bool, info: Any) -> None:
-        live.observation = observation
+        live.see(observation, info)
         named = Outcome.OK if terminated else Outcome.TRUNCATED
         outcome = Outcome(info.get("outcome", named))
         stop = Stop.TERMINATED if terminated else Stop.TRUNCATED
@@ -326,6 +337,8 @@ class _Scheduler:
                 success=success and outcome is Outcome.OK,
                 error=error,
                 final_observation=live.observation,
+                final_picture=live.picture,
+                blobs=live.blobs,
                 metrics={
                     **(metrics or {}),
                     "drift": live.seat.ledger.drift["rewrite"],
@@ -348,8 +361,9 @@ class _Nobody:
 def _turn(live: _Live, reply: Reply, reward: float, info: Any, env_s: float) -> Turn:
     fields: dict[str, Any] = {
         "observation": live.observation,
-        "action": reply.text,
+        "action": str(reply.text),
         "calls": tuple(info.get("calls") or ()),
+        "token_calls": tuple(call.to_json() for call in getattr(reply.text, "calls", ())),
         "reward": reward,
         "rewards": info.get("rewards") or {},
         "executor": reply.executor,
@@ -358,6 +372,7 @@ def _turn(live: _Live, reply: Reply, reward: float, info: Any, env_s: float) -> 
         "env_s": env_s,
         "policy_s": live.policy_s,
         "nondet": tuple(info.get("nondet") or ()),
+        "picture": live.picture,
     }
     # A policy without tokens writes no ledger, and its turns have no ids.
     return live.seat.ledger.turn(**fields) if live.seat.ledger.ids else Turn(**fields)

@@ -197,7 +197,7 @@ class LLMTeacher:
         for seat, reply in self.policy.take(acting):
             asked = self._busy[seat.key]
             error_code = "" if reply.full else misspelt(seat, reply.text)
-            self._ready.append(asked.answer(Label(reply.text, error=error_code), reply))
+            self._ready.append(asked.answer(Label(str(reply.text), error=error_code), reply))
             self._next(seat.key)
         for output in outputs:
             if output not in acting:
@@ -208,9 +208,9 @@ class LLMTeacher:
         return ready
 
     def _label(self, asked: _Asked, output: GenOutput) -> Label:
-        text = self.policy.renderer.action_text(output.token_ids)
-        error = "cut" if output.finish == "length" else misspelt(asked.seat, text)
-        return Label(text, output.token_ids, error)
+        action = self.policy.written(asked.seat, output.token_ids)
+        error = "cut" if output.finish == "length" else misspelt(asked.seat, action)
+        return Label(str(action), output.token_ids, error)
 
     def _next(self, key: str) -> None:
         del self._busy[key]

@@ -7,6 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 
+from turnwise.agents.blobs import digests_of, picture_faults
 from turnwise.envs.types import Episode, Turn
 
 _BOLD, _DIM, _GREEN, _RED, _CYAN, _END = (f"\x1b[{code}m" for code in (1, 2, 32, 31, 36, 0))
@@ -56,8 +57,17 @@ def _head(episode: Episode) -> Iterator[str]:
         f"replica {episode.replica}",
     ]
     yield " · ".join(parts)
+    if kept := len(set(filter(None, digests_of(episode)))):
+        yield from _pictures(kept, picture_faults(episode))
     if len(episode.segments) > 1:
         yield f"{_DIM}{_branches(episode)}{_END}"
+
+
+def _pictures(kept: int, faults: list[str]) -> Iterator[str]:
+    """Say how many pictures the record names, and which of them are not as they were."""
+    yield f"{_DIM}{kept - len(faults)} of {kept} pictures as recorded{_END}"
+    for fault in faults:
+        yield f"{_RED}{printable(fault)}{_END}"
 
 
 def _branches(episode: Episode) -> str:

@@ -11,6 +11,7 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from turnwise.agents import replay
+from turnwise.agents.blobs import picture_faults
 from turnwise.agents.episode_json import TaskChanged
 from turnwise.cli.display import console, print_json, table, verdict
 from turnwise.cli.failures import DIVERGED
@@ -24,7 +25,8 @@ class Options:
     """Play recorded episodes again; exit 3 if one of them no longer goes as it was recorded.
 
     modes:
-      execute   compare all that the agent saw, in a fresh environment, to the first difference
+      execute   compare all that the agent read, in a fresh environment, to the first difference;
+                and prove the pictures that were kept
       rescore   compare today's rewards with the recorded ones
       tokens    compare the token ids with what the tokenizer of --model makes of the texts
       view      only show the episodes; needs neither environment nor model
@@ -77,7 +79,9 @@ def _view(chosen: Iterator[Episode], as_json: bool) -> int:
     if as_json:
         from turnwise.agents.episode_json import episode_to_json
 
-        print_json({"episodes": [episode_to_json(episode) for episode in chosen]})
+        episodes = [(episode_to_json(episode), picture_faults(episode)) for episode in chosen]
+        faults = [fault for _, found in episodes for fault in found]
+        print_json({"episodes": [shown for shown, _ in episodes], "picture_faults": faults})
         return 0
     out = console()
     for episode in chosen:
@@ -87,8 +91,11 @@ def _view(chosen: Iterator[Episode], as_json: bool) -> int:
 
 def _execute(options: Options) -> Callable[[Episode], Finding]:
     def look(episode: Episode) -> Finding:
-        divergence = replay.execute(episode)
-        return Finding(episode.id, divergence is None, str(divergence or "exact"))
+        divergence, faults = replay.execute(episode), picture_faults(episode)
+        what = [str(divergence or "exact"), *faults[:1]]
+        if len(faults) > 1:
+            what.append(f"{len(faults)} pictures are not as recorded")
+        return Finding(episode.id, divergence is None and not faults, "; ".join(what))
 
     return look
 

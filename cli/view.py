@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from rich.text import Text
 from tyro.conf import Positional, arg
 
+from turnwise.agents.blobs import picture_faults
 from turnwise.agents.record import read_header
 from turnwise.agents.replay import execute
 from turnwise.agents.score import Report, summarise
@@ -64,11 +65,14 @@ def run(options: Options) -> int:
         episodes=[_exhibit(episode, options.replay) for episode in shown],
         decode=decoder(options.model),
     )
+    faults = [fault for episode in shown for fault in picture_faults(episode)]
     facts = {"page": str(page), "episodes": len(episodes), "shown": len(shown)}
     if options.json:
-        print_json({**facts, **report.to_json()})
+        print_json({**facts, "picture_faults": faults, **report.to_json()})
     else:
         console().print(Text(f"{page}: {len(shown)} of {len(episodes)} episodes"))
+        for fault in faults:
+            console().print(Text(fault, style="yellow"))
     return 0
 
 

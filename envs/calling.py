@@ -9,7 +9,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from turnwise.envs.calls import ActionFormat, ToolCall
+from turnwise.envs.calls import ActionFormat, ToolCall, calls_of
 from turnwise.envs.clock import in_time
 from turnwise.envs.formats.hermes import HERMES
 from turnwise.envs.names import hint
@@ -74,10 +74,10 @@ class Calling:
             self._ended, self._cut = True, truncated
 
     def run_calls(self, action: str) -> tuple[list[ToolCall], list[str]]:
-        """Parse the action and run its calls in order; return them as run, and the answers."""
+        """Run the calls of the action in order; return them as run, and the answers."""
         calls: list[ToolCall] = []
         answers: list[str] = []
-        for index, call in enumerate(self.format.parse(action).calls):
+        for index, call in enumerate(calls_of(action, self.format)):
             if index == self.max_calls:
                 call = call.refused(self._over_budget())
             call, text = self._run(call)
@@ -162,3 +162,9 @@ class Calling:
         cut = len(text) - 2 * half
         note = f"[{TRUNCATED}] {cut} characters left out"
         return f"{text[:half]}\n{note}\n{text[len(text) - half :]}", cut
+
+
+def format_of(env: Any) -> ActionFormat | None:
+    """Return how calls are written in `env`, wrapped or not; None where any text is an action."""
+    form = getattr(getattr(env, "unwrapped", env), "format", None)
+    return form if isinstance(form, ActionFormat) else None

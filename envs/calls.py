@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from turnwise.envs.signatures import Tool
@@ -83,6 +83,26 @@ class Action:
         return all(call.error is None for call in self.calls)
 
 
+class Written(str):
+    """An action of which more is known than its text: its calls, as its tokens say.
+
+    To whoever reads text it is that text. What an environment runs are `calls`, even where the
+    text looks as if it held others.
+    """
+
+    calls: tuple[ToolCall, ...]
+
+    def __new__(cls, text: str, calls: Sequence[ToolCall]) -> Self:
+        """Return `text` as an action of these calls, as they were parsed."""
+        self = super().__new__(cls, text)
+        self.calls = tuple(calls)
+        return self
+
+    def __getnewargs__(self) -> tuple[str, tuple[ToolCall, ...]]:  # type: ignore[override]
+        """Let a copy and a snapshot keep the calls."""
+        return str(self), self.calls
+
+
 class FormatMisfit(ValueError):
     """A format cannot call a tool; the message names it, the rule and the way out."""
 
@@ -114,6 +134,11 @@ class ActionFormat:
             FormatMisfit: one of them cannot be called in this format.
         """
         return self if self.fit is None else self.fit(tools)
+
+
+def calls_of(action: str, form: ActionFormat) -> tuple[ToolCall, ...]:
+    """Return the calls of an action: those that it is `Written` with, else those in its text."""
+    return action.calls if isinstance(action, Written) else form.parse(action).calls
 
 
 def failed(code: str, text: str, at: int, why: str, raw: str, *, index: int = 0) -> ToolCall:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from turnwise.envs import types
 from turnwise.envs.base import Response, TextEnv
+from turnwise.envs.calls import ActionFormat
 from turnwise.envs.multi_agent import MultiAgentEnv
 from turnwise.envs.names import UnknownName, hint
 from turnwise.envs.seeds import derive
@@ -57,6 +58,11 @@ class SingleAgentEnv(TextEnv):
     def call_text(self, tool: str, /, **args: Any) -> str:
         """Return the action that calls `tool`."""
         return self.game.call_text(tool, **args)
+
+    @property
+    def format(self) -> ActionFormat:
+        """How the game's calls are written."""
+        return self.game.format
 
     @property
     def expert(self) -> Callable[[], str]:

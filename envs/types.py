@@ -165,6 +165,9 @@ class Turn:
     """The action as text, as the environment received it."""
     calls: tuple[dict[str, Any], ...] = ()
     """Parsed tool calls as plain dicts (`ToolCall.to_json`)."""
+    token_calls: tuple[dict[str, Any], ...] = ()
+    """The calls as they were sampled, where the text alone would be read as others: a tag that was
+    spelled out, and not sampled as its token, is no tag. What a replay runs."""
     reward: float = 0.0
     rewards: Mapping[str, float] = field(default_factory=dict)
     policy_version: int = 0
@@ -182,6 +185,8 @@ class Turn:
     policy_s: float = 0.0
     nondet: tuple[Mapping[str, Any], ...] = ()
     """What the environment read from outside while it answered: time, a network (clock.py)."""
+    picture: str = ""
+    """SHA-256 of what the agent saw before it acted, where a browser drew it; see `blobs`."""
     label: str = ""
     """What the teacher would have done here, as text; where it acted, the action itself."""
     label_ids: tuple[int, ...] = ()
@@ -270,6 +275,10 @@ class Episode:
     error: str = ""
     """One line on what failed; empty unless the outcome is an error."""
     final_observation: str = ""
+    final_picture: str = ""
+    """SHA-256 of what was seen at the end, where a browser drew it."""
+    blobs: Mapping[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    """The pictures by their digests. A record keeps them beside itself, and finds them there."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     attempts: int = 1
     wall_s: float = 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import os
 import random
@@ -18,22 +17,23 @@ import pytest
 from boxes import need_bubblewrap
 from browsers import need_browser, play_both, wandering
 
+from turnwise.agents.blobs import picture_faults
 from turnwise.agents.jobs import jobs_for
 from turnwise.agents.pictures import Pictures
 from turnwise.agents.policy import ScriptedPolicy, expert
+from turnwise.agents.record import RecordWriter, read_records
+from turnwise.agents.replay import execute
 from turnwise.agents.rollout import Settings, play
-from turnwise.agents.viewer import Exhibit, write_report
 from turnwise.envs.check import check_env
 from turnwise.envs.names import UnknownName
 from turnwise.envs.tools import reward
-from turnwise.envs.types import Episode, Segment, Task, Turn
+from turnwise.envs.types import Episode, Task
 from turnwise.envs.web import chromium
 from turnwise.envs.web.chrome import VIEWPORT
 from turnwise.envs.web.chromium import BrowserDied, close_idle, lease_chromium, release_chromium
 from turnwise.envs.web.dom import parse_html
 from turnwise.envs.web.env import WebEnv
 from turnwise.envs.web.page import Page
-from turnwise.envs.web.pictures import picture_names
 from turnwise.envs.web.relay import HEADER, HOST
 from turnwise.envs.web.site import SiteError
 from turnwise.envs.web.tab import typed
@@ -535,42 +535,35 @@ def test_the_header_that_names_an_episode_is_not_shown_to_its_site():
 # ---------------------------------------------------------------- pictures
 
 
-def test_a_picture_is_found_from_what_a_record_holds(tmp_path):
-    folder = tmp_path / "pictures"
-    with started("browser", pictures=str(folder), seed=7) as env:
-        for _ in range(3):
-            env.step(env.expert())
-        names = picture_names(env.task.key, 7, env.episode.actions)
-    assert len(set(names)) == 4 and sorted(names) == sorted(p.name for p in folder.iterdir())
-    assert all((folder / name).read_bytes().startswith(b"\xff\xd8\xff") for name in names)
-    assert picture_names(env.task.key, 8, env.episode.actions)[0] != names[0]
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_browser_that_is_asked_to_takes_a_picture_of_every_observation(turns):
+    with started("browser", pictures=True, seed=7) as env:
+        _, info = env.reset(seed=7)
+        seen = [info["picture"], *(env.step(env.expert())[4]["picture"] for _ in range(turns))]
+    assert all(picture.startswith(b"\xff\xd8\xff") for picture in seen)
 
 
-def episode_of(folder, actions=("a", "b")):
-    turns = tuple(Turn(action=action) for action in actions)
-    segments = (Segment(turns=turns),)
-    kwargs = {"pictures": str(folder)} if folder else {}
-    task = Guest(name="x")
-    return Episode(id="0", env_id="e", env_kwargs=kwargs, task=task, segments=segments, env_seed=3)
+def test_no_picture_is_taken_unless_asked_for_and_none_without_a_browser():
+    with started("browser") as env, started("text", pictures=True) as text:
+        infos = [world.step(world.expert())[4] for world in (env, text)]
+    assert not any("picture" in info for info in infos)
+    with pytest.raises(TypeError, match="True or False, got 'shots'"):
+        GuestBook(pictures="shots")
 
 
-def test_a_report_shows_the_pictures_that_are_there(tmp_path):
-    episode = episode_of(tmp_path)
-    names = picture_names(episode.task.key, 3, ["a", "b"])
-    (tmp_path / names[0]).write_bytes(b"\xff\xd8\xff one")
-    (tmp_path / names[2]).write_bytes(b"<svg> is no JPEG")
-    assert Pictures().of(episode) == [0, None, None]
-    report = write_report(tmp_path / "report.html", title="t", episodes=[Exhibit(episode)])
-    assert base64.b64encode(b"\xff\xd8\xff one").decode() in report.read_text()
-    assert Pictures().of(episode_of(None)) == [None, None, None]
+def camera() -> GuestBook:
+    """Return an environment that takes pictures."""
+    need_browser()
+    return GuestBook(mode="browser", actions="command", pictures=True)
 
 
-def test_a_report_holds_each_picture_once_and_not_more_than_fit(tmp_path):
-    for name in picture_names(Guest(name="x").key, 3, ["a", "b"]):
-        (tmp_path / name).write_bytes(b"\xff\xd8\xff" + b"." * 97)
-    pictures = Pictures(max_bytes=250)
-    assert pictures.of(episode_of(tmp_path)) == [0, 1, None]
-    assert pictures.of(episode_of(tmp_path, ("a",))) == [0, 1]
+def recorded_in_a_browser(path) -> Episode:
+    """Play an episode with pictures and record it."""
+    jobs = jobs_for(GuestBook().tasks("train")[:1], run_seed=0, split="train")
+    (episode,) = play(jobs, camera, ScriptedPolicy(expert), Settings(concurrency=1))
+    with RecordWriter(path) as record:
+        record.append(episode)
+    return episode
 
 
 PLACES = """() => [...document.querySelectorAll('a[href], input, button, select, textarea')]
@@ -602,9 +595,22 @@ def test_a_picture_holds_all_that_the_window_says_is_in_view(view_lines):
                 break
 
 
-def test_no_picture_is_written_unless_asked_for(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with started("browser") as env, started("text", pictures="here") as text:
-        env.step(env.expert())
-        text.step(text.expert())
-    assert list(tmp_path.iterdir()) == []
+def files_of(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "blobs").iterdir()}
+
+
+def test_pictures_outlive_replay_and_move_and_one_that_was_changed_is_named(tmp_path):
+    path = tmp_path / "one" / "episodes.jsonl"
+    episode = recorded_in_a_browser(path)
+    kept = files_of(path.parent)
+    digests = [*(turn.picture for turn in episode.turns), episode.final_picture]
+    assert {f"{digest}.jpg" for digest in digests} == set(kept) and len(digests) == 4
+    moved = path.parent.rename(tmp_path / "two") / path.name
+    (row,) = read_records(moved)
+    assert row.episode.turns == episode.turns and picture_faults(row.episode) == []
+    assert all(type(place) is int for place in Pictures().of(row.episode))
+    with_one = moved.parent / "blobs" / f"{digests[1]}.jpg"
+    with_one.write_bytes(kept[with_one.name] + b"!")
+    assert picture_faults(row.episode) == [f"{with_one} was changed after it was recorded"]
+    assert execute(row.episode, camera) is None
+    assert files_of(moved.parent) == {**kept, with_one.name: kept[with_one.name] + b"!"}

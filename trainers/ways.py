@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from turnwise.agents.jobs import Job, answer_key
 from turnwise.agents.policy import ScriptedPolicy, Seat, expert
+from turnwise.agents.reenact import as_played
 from turnwise.agents.rollout import Settings, play
 from turnwise.agents.watchdog import Watchdog
 from turnwise.envs.base import Env
@@ -87,7 +88,7 @@ def _way(episode: Episode) -> Way | None:
     turns = episode.turns
     read = [*(turn.observation for turn in turns[1:]), episode.final_observation]
     answers = map(answer_key, read, (turn.state_after for turn in turns))
-    return Way(tuple(turn.action for turn in turns), tuple(answers))
+    return Way(tuple(as_played(turn) for turn in turns), tuple(answers))
 
 
 def _expert(seat: Seat) -> str:

@@ -57,7 +57,6 @@ from turnwise.envs.tools import ToolFailed, tool
 from turnwise.envs.types import Message, Task, digest
 from turnwise.envs.web.modes import MODES
 from turnwise.envs.web.page import Element, Page
-from turnwise.envs.web.pictures import Album
 from turnwise.envs.web.site import Session, Site
 from turnwise.envs.web.tab import Tab, typed
 from turnwise.envs.web.window import Window
@@ -78,13 +77,14 @@ class WebEnv(SandboxEnv):
             `pip install 'turnwise[browser]'` and a Chromium).
         view_lines: So many lines of a page are shown at once; `scroll` shows the others.
         remind: Repeat the goal above every page, so that an agent may forget all but the last.
-        pictures: Folder into which `browser` mode writes what the agent would have seen, one JPEG
-            a turn; see `turnwise.envs.web.pictures`.
+        pictures: Let `browser` mode take a picture after each action. It goes into
+            `info["picture"]`, a JPEG, and from there beside the record.
         options: See `SandboxEnv`.
 
     Raises:
         UnknownName: there is no such mode.
         ValueError: `view_lines` is no whole number from 5.
+        TypeError: `pictures` is neither True nor False.
     """
 
     site: ClassVar[str | tuple[str, ...]] = ""
@@ -105,7 +105,7 @@ class WebEnv(SandboxEnv):
         mode: str = "text",
         view_lines: int = 60,
         remind: bool = False,
-        pictures: str | None = None,
+        pictures: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -113,7 +113,11 @@ class WebEnv(SandboxEnv):
         self.mode, self.remind = MODES[mode], remind
         self.window = Window(view_lines)
         self.fast = self.mode.fast  # type: ignore[misc]
-        self._album = Album(pictures)
+        if not isinstance(pictures, bool):
+            raise TypeError(
+                f"pictures is True or False, got {pictures!r}; a record keeps them beside itself"
+            )
+        self.pictures = pictures
         self._session: Session | None = None
         self._tab: Tab | None = None
         self._db_text = "{}"
@@ -135,7 +139,6 @@ class WebEnv(SandboxEnv):
         self._tab = self.mode.open(self._session)
         self._show(self._tab.visit(start))
         self._history = [self.page.url]
-        self._album.keep(self._tab)
         return f"{goal}\n\n{self._view()}"
 
     @property
@@ -231,14 +234,24 @@ class WebEnv(SandboxEnv):
         if self.remind and "error" in answer.info:
             answer.observation = f"{answer.observation}\n{self._reminded()}"
             answer.messages = [Message(role=self.role, content=answer.observation)]
-        self._album.turn(action)
-        self._album.keep(self._open_tab)
+        answer.info |= self._seen()
         return answer
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Start an episode."""
+        opening, info = super().reset(seed=seed, options=options)
+        return opening, info | self._seen()
+
+    def _seen(self) -> dict[str, bytes]:
+        """Return the entry of `info` that holds a picture of the tab, if there is to be one."""
+        picture = self._open_tab.picture() if self.pictures else None
+        return {} if picture is None else {"picture": picture}
 
     def begin(self, seed: int | None, *args: Any, **kwargs: Any) -> Task:
         """Start the books of an episode; tab and database of the last one are given up."""
         task = super().begin(seed, *args, **kwargs)
-        self._album.begin(task.key, seed)
         self._db_text = "{}"
         return task
 
