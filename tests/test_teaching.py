@@ -15,7 +15,7 @@ from toys import Walks
 
 from turnwise.agents.renderer import Renderer
 from turnwise.envs.types import Episode, Group, Segment, Task, Turn
-from turnwise.trainers.batch import Row, rows_of
+from turnwise.trainers.batch import Row, pack, rows_of, totals_of
 from turnwise.trainers.contexts import message_ids, outcome_hint, with_context
 from turnwise.trainers.distillation import Distillation
 from turnwise.trainers.divergences import full
@@ -27,7 +27,7 @@ from turnwise.trainers.recipe import Recipe, no_credit
 from turnwise.trainers.recipes import NAMES, recipe
 from turnwise.trainers.sft import demonstrations, imitate
 from turnwise.trainers.signals import reverse_kl
-from turnwise.trainers.surrogates import ppo
+from turnwise.trainers.surrogates import ppo, token_mean
 from turnwise.trainers.teachers import (
     ModelTeacher,
     Several,
@@ -223,6 +223,60 @@ def test_a_sampled_signal_and_a_trusted_teacher_work_off_policy_too():
     expected = -np.minimum(free, ratio * (q - old)).mean()
     out = learner.improve(ready, np.zeros(len(table)), method, teacher)
     assert out["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+# ------------------------------------------------------------ scores that do not fit
+
+
+class Garbled:
+    """A teacher whose table of scores comes out wrong."""
+
+    def __init__(self, teacher, garble):
+        self.teacher, self.garble = teacher, garble
+
+    def logprobs(self, packed):
+        return self.garble(self.teacher.logprobs(packed))
+
+
+GARBLES = {
+    "long": (lambda s: torch.cat([s, s[:1]]), r"scored \d+ tokens and \d+ are trained: one row"),
+    "short": (lambda s: s[:-1], r"scored \d+ tokens and \d+ are trained: one row"),
+    "narrow": (lambda s: s[:, :80], "scores 80 ids and the student has 89: resize"),
+}
+
+
+@pytest.mark.parametrize(("garble", "why"), GARBLES.values(), ids=GARBLES)
+def test_scores_that_are_not_the_students_tokens_are_refused_where_they_enter(garble, why):
+    student = qwen3(0)
+    wrong = Garbled(frozen(qwen3(1), 256), garble)
+    rows, table, _ = parts(episodes_of(student))
+    learner, counted = learner_of(student), np.zeros(len(table))
+    with pytest.raises(TeacherMismatch, match=why):
+        score(rows, learner, wrong)
+    with pytest.raises(TeacherMismatch, match=why):
+        learner.improve(rows, counted, recipe("gkd"), wrong)
+    with pytest.raises(TeacherMismatch, match=why):
+        learner.imitate(rows, direct=full(), teacher=wrong)
+    if "row" in why:
+        with pytest.raises(TeacherMismatch, match=why):
+            Several([wrong], lambda row: 0).logprobs(packed_of(rows))
+
+
+def packed_of(rows):
+    return pack(rows, aggregate=token_mean, totals=totals_of(rows))
+
+
+@pytest.mark.parametrize("name", ["opd", "vopd", "gkd"])
+def test_ids_that_only_the_teacher_has_are_cut_off_and_the_others_sum_to_one(name):
+    student, wide = qwen3(0), qwen3(1, vocab=VOCAB + 8)
+    narrow = copy.deepcopy(wide)
+    narrow.resize_token_embeddings(VOCAB)
+    groups = episodes_of(student)
+    mine, out = gradient_of(name, student, frozen(wide, 256), groups)
+    expected, other = gradient_of(name, student, frozen(narrow, 256), groups)
+    assert out["loss"] == pytest.approx(other["loss"], abs=1e-6)
+    for n, g in expected.items():
+        torch.testing.assert_close(mine[n], g, atol=1e-6, rtol=1e-4)
 
 
 # ------------------------------------------------------------ sources

@@ -20,7 +20,7 @@ from turnwise.trainers.surrogates import token_mean
 
 
 class TeacherMismatch(ValueError):
-    """Teacher and student do not share a vocabulary; the message says how they differ."""
+    """What the teacher says is not about the student's tokens; the message says how they differ."""
 
 
 class Teacher(Protocol):
@@ -44,6 +44,33 @@ class Teacher(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take what `state_dict` gave."""
         ...
+
+
+def scores_by(teacher: Teacher, packed: Packed, vocabulary: int) -> Tensor:
+    """Return log T over the student's vocabulary at each trained token. [M, V]
+
+    A larger model may have more columns than the student, for ids that no tokenizer gives: they are
+    cut off, and what is left sums to one again.
+
+    Raises:
+        TeacherMismatch: there is not one row for each trained token, or a column is missing.
+    """
+    scores_MV = teacher.logprobs(packed)
+    _require_rows(scores_MV, packed)
+    if (width := scores_MV.shape[-1]) < vocabulary:
+        raise TeacherMismatch(
+            f"the teacher scores {width} ids and the student has {vocabulary}: resize the "
+            "student's embeddings to the teacher's, or learn from its text with dagger"
+        )
+    return scores_MV if width == vocabulary else scores_MV[:, :vocabulary].log_softmax(-1)
+
+
+def _require_rows(scores_MV: Tensor, packed: Packed) -> None:
+    if len(scores_MV) != len(packed.target_M):
+        raise TeacherMismatch(
+            f"the teacher scored {len(scores_MV)} tokens and {len(packed.target_M)} are trained: "
+            "one row for each, in their order; a token without a score is a row of NaN"
+        )
 
 
 class ModelTeacher:
@@ -147,6 +174,7 @@ class Several:
             mine_M = torch.tensor([i == index for i in of_M], device=packed.ids_N.device)
             if mine_M.any():
                 scores_MV = teacher.logprobs(packed)
+                _require_rows(scores_MV, packed)
                 found = torch.full_like(scores_MV, torch.nan) if found is None else found
                 found[mine_M] = scores_MV[mine_M]
         if found is None:
