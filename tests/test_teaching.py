@@ -379,6 +379,35 @@ def test_the_hint_changes_the_scores_of_the_same_tokens_and_its_hits_are_counted
         assert said["teacher_context"] == hits
 
 
+def hints_of(rows, length):
+    return [replace(row, hint=tuple(range(1, length + 1)), hint_at=2) for row in rows]
+
+
+def test_a_hint_finds_room_as_far_as_the_model_has_positions_and_what_is_longer_has_no_score():
+    student = qwen3(0)
+    rows, table, episodes = parts(episodes_of(student))
+    hinted = hints_of(rows, 20)
+    lengths = [len(row.hinted().ids) for row in hinted]
+    positions = sorted(lengths)[3]
+    longest = max(len(row.ids) for row in rows)
+    assert longest < positions < max(lengths)
+    learner, small = learner_of(student), frozen(qwen3(1, max_len=positions), longest)
+    found = score(hinted, learner, small, ("top",))
+    expected = score(hinted, learner, frozen(qwen3(1), 256), ("top",))
+    fits = np.array([n <= positions for n, r in zip(lengths, rows, strict=True) for _ in r.trained])
+    for name, column in found.items():
+        np.testing.assert_allclose(column[fits], expected[name][fits], atol=1e-6)
+        assert np.isnan(column[~fits]).all()
+    _, said = distil(
+        hinted, np.zeros(len(table)), table, episodes,
+        learner=learner, teacher=small, how=Distillation(signal=reverse_kl), progress=NOW,
+    )  # fmt: skip
+    assert said["teacher_missing"] == pytest.approx(1 - fits.mean())
+    assert np.isnan(score(hints_of(rows, 99), learner, small)["teacher_M"]).all()
+    with pytest.raises(ValueError, match="longer than max_len"):
+        frozen(qwen3(1), longest - 1).logprobs(packed_of(rows))
+
+
 # ------------------------------------------------------------ whole runs
 
 
@@ -446,6 +475,17 @@ def test_an_interrupted_lesson_resumes_bit_for_bit(tmp_path, master, kind):
         return
     saved = json.loads(next((Path(tmp_path) / "cut").glob("checkpoints/*4/tutor.json")).read_text())
     assert len(saved["success"]) == 4
+
+
+def test_a_hint_on_an_episode_of_full_length_does_not_end_the_run(tmp_path):
+    def long_hint(episode):
+        return "well " * (3 if episode.success else 60)
+
+    method = replace(own_average(), distillation=replace(own_average().distillation,
+                                                         context=long_hint))  # fmt: skip
+    config = config_of(tmp_path / "run", steps=2)
+    rows = list(train(config, model=fresh(), make_env=Walks, recipe=method))
+    assert all(row["teacher_missing"] > 0 and math.isfinite(row["loss"]) for row in rows)
 
 
 def test_a_recipe_without_its_teacher_says_how_to_name_one(tmp_path):

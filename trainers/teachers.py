@@ -78,7 +78,7 @@ class ModelTeacher:
 
     Args:
         model: kept as it is, without gradients.
-        max_len: longest sequence in tokens, hints included.
+        max_len: longest sequence in tokens; a hint may come on top.
         follow: (own parameters, student's parameters, updates); see `ema` and `synced`.
     """
 
@@ -86,13 +86,36 @@ class ModelTeacher:
         self, model: nn.Module, max_len: int, follow: Callable[..., None] | None = None
     ) -> None:
         self.model = model.requires_grad_(False).eval()
-        self.scorer, self.follow = Scorer(self.model, max_len), follow
+        self.max_len, self.scorer, self.follow = max_len, Scorer(self.model, max_len), follow
 
     @torch.no_grad()
     def logprobs(self, packed: Packed) -> Tensor:
-        """Return log T over the vocabulary at each trained token. [M, V]"""
-        seen = _with_hints(packed)
+        """Return log T over the vocabulary at each trained token. [M, V]
+
+        Rows that a hint makes longer than the model has positions have no score.
+        """
+        self.scorer.make_room(self.max_len + max((len(row.hint) for row in packed.rows), default=0))
+        fits = [not row.hint or _length(row) <= self._positions for row in packed.rows]
+        if all(fits):
+            return self._scores(_with_hints(packed))
+        fits_M = [fit for fit, row in zip(fits, packed.rows, strict=True) for _ in row.trained]
+        whole_MV = packed.temperature_M.new_full((len(fits_M), self._width), torch.nan)
+        if any(fits):
+            rows = [row for fit, row in zip(fits, packed.rows, strict=True) if fit]
+            mine_M = torch.tensor(fits_M, device=whole_MV.device)
+            whole_MV[mine_M] = self._scores(_packed(rows, packed.ids_N.device))
+        return whole_MV
+
+    def _scores(self, seen: Packed) -> Tensor:
         return (self.scorer.logits(seen) / seen.temperature_M[:, None]).log_softmax(-1)
+
+    @property
+    def _positions(self) -> int:
+        return int(getattr(self.model.config, "max_position_embeddings", self.max_len))
+
+    @property
+    def _width(self) -> int:
+        return int(self.model.config.vocab_size)
 
     @torch.no_grad()
     def after_update(self, model: nn.Module, updates: int) -> None:
@@ -113,12 +136,20 @@ class ModelTeacher:
 def _with_hints(packed: Packed) -> Packed:
     if not any(row.hint for row in packed.rows):
         return packed
-    rows = [row.hinted() for row in packed.rows]
-    device = packed.ids_N.device
-    again = pack(rows, aggregate=token_mean, totals=totals_of(rows), device=device)
+    again = _packed(packed.rows, packed.ids_N.device)
     if not torch.equal(again.target_M, packed.target_M):
         raise AssertionError("the teacher's tokens are not the student's")
     return again
+
+
+def _packed(rows: Sequence[Row], device: torch.device) -> Packed:
+    """The rows as the teacher reads them."""
+    longer = [row.hinted() for row in rows]
+    return pack(longer, aggregate=token_mean, totals=totals_of(longer), device=device)
+
+
+def _length(row: Row) -> int:
+    return len(row.hint) + max(len(row.prompt), row.start + len(row))
 
 
 def frozen(model: nn.Module, max_len: int) -> ModelTeacher:
