@@ -21,7 +21,7 @@ from turnwise.trainers.distillation import Distillation
 from turnwise.trainers.divergences import full
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.loop import train
-from turnwise.trainers.mixes import Progress
+from turnwise.trainers.mixes import Progress, added, convex, signal_alone
 from turnwise.trainers.model import save_model
 from turnwise.trainers.recipe import Recipe, no_credit
 from turnwise.trainers.recipes import NAMES, recipe
@@ -166,6 +166,34 @@ def test_a_teacher_equal_to_the_student_moves_nothing(name):
     same, _ = gradient_of(name, student, frozen(copy.deepcopy(student), 256), groups)
     other, _ = gradient_of(name, student, frozen(qwen3(1), 256), groups)
     assert biggest(same) < 1e-5 < 1e-3 < biggest(other)
+
+
+def test_a_teacher_who_has_no_say_is_not_asked_and_leaves_the_reward_as_it_is():
+    class Unwilling:
+        def logprobs(self, packed):
+            raise AssertionError("asked")
+
+    rows, table, episodes = parts(episodes_of(qwen3(0)))
+    reward_N = np.linspace(-1, 1, len(table))
+    method = recipe("opd_then_rl", switch=3)
+    learner = learner_of(qwen3(0))
+    for mix in (convex, added, signal_alone):
+        how = replace(method.distillation, mix=mix)
+        after = {"how": how, "progress": Progress(3, 10), "learner": learner}
+        mine, said = distil(rows, reward_N, table, episodes, teacher=Unwilling(), **after)
+        late, _ = distil(  # as it was scored: a direct loss keeps the teacher awake
+            rows, reward_N, table, episodes, teacher=frozen(qwen3(1), 256),
+            **{**after, "how": replace(how, direct=full())},
+        )  # fmt: skip
+        assert [row.advantage for row in mine] == [row.advantage for row in late]
+        assert said == {"teacher_coefficient": 0.0}
+        with pytest.raises(AssertionError, match="asked"):
+            before = {**after, "progress": Progress(2, 10)}
+            distil(rows, reward_N, table, episodes, teacher=Unwilling(), **before)
+        trusting = replace(how, trust=0.5)
+        with pytest.raises(AssertionError, match="asked"):
+            distil(rows, reward_N, table, episodes, teacher=Unwilling(),
+                   **{**after, "how": trusting})  # fmt: skip
 
 
 class Silent:
@@ -486,6 +514,33 @@ def test_a_hint_on_an_episode_of_full_length_does_not_end_the_run(tmp_path):
     config = config_of(tmp_path / "run", steps=2)
     rows = list(train(config, model=fresh(), make_env=Walks, recipe=method))
     assert all(row["teacher_missing"] > 0 and math.isfinite(row["loss"]) for row in rows)
+
+
+def test_steps_are_counted_and_all_attempts_too_where_no_group_is_kept(tmp_path, master):
+    """Groups that tie in the third and fourth step are not kept: the schedule goes on."""
+
+    class Tied(Walks):
+        def respond(self, action):
+            said = super().respond(action)
+            index = self.task.index
+            won = index % 3 == 0 if 6 <= index < 12 else self.rng.random() < 0.5
+            return replace(said, reward=float(won), success=won)
+
+    def mixed(group):
+        return not 6 <= group.task.index < 12
+
+    method = replace(recipe("opd_then_rl", switch=4), keep_group=mixed)
+    config = config_of(tmp_path / "run", teacher=str(master), checkpoint_every=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("turnwise.trainers.attempts.ROUNDS", 1)
+        rows = list(train(config, model=fresh(), make_env=Tied, recipe=method))
+    assert [row["kept_groups"] for row in rows] == [3, 3, 0, 0, 3, 3]
+    assert [row.get("teacher_coefficient") for row in rows] == [1, 1, None, None, 0, 0]
+    (saved,) = (tmp_path / "run").glob("checkpoints/*6/tutor.json")
+    seen = json.loads(saved.read_text())
+    assert seen["success"] == [row["success"] for row in rows]
+    assert seen["success"][2:4] == pytest.approx([1 / 3, 1 / 3])
+    assert [math.isnan(drift) for drift in seen["drift"]] == [False] * 2 + [True] * 4
 
 
 def test_a_recipe_without_its_teacher_says_how_to_name_one(tmp_path):

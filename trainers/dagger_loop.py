@@ -156,6 +156,8 @@ class Rounds:
         self.played.append(episodes)
         metrics = rollout_metrics(episodes) | said_in(episodes, roll_in)
         metrics |= self._learn(step, groups)
+        if self.tutor is not None:
+            self.tutor.note(metrics)
         self._publish()
         seconds = {"rollout_cpu_s": between - start, "update_cpu_s": time.process_time() - between}
         updates = self.trainee.learner.updates

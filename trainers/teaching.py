@@ -42,16 +42,27 @@ def distil(
 ) -> tuple[list[Row], dict[str, float]]:
     """Return `rows` with what the teacher makes of each token, and the metrics of it.
 
+    Where the schedule is at 0 and the teacher has no say, nothing is scored.
+
     Args:
         advantages_N: float64 [turns], of the reward; zeros where there is none.
         table: the turns, as `Row.turn` counts them.
         episodes: by `Row.traj`.
     """
-    tokens = token_table(rows, table, episodes, score(rows, learner, teacher, how.needs))
     turn_M = np.array([turn for row in rows for turn in row.turn], np.int64)
+    if how.signal is not None and how.is_silent(progress):
+        rewarded_M = how.mix(advantages_N[turn_M], np.zeros(len(turn_M)), 0.0)
+        return _by_reward_alone(rows, rewarded_M), {"teacher_coefficient": 0.0}
+    tokens = token_table(rows, table, episodes, score(rows, learner, teacher, how.needs))
     taught = teach(tokens, advantages_N[turn_M], how, progress)
     hits = float(np.mean([bool(row.hint) for row in rows])) if rows else 0.0
     return _filled(rows, tokens, taught), taught.metrics | {"teacher_context": hits}
+
+
+def _by_reward_alone(rows: Sequence[Row], rewarded_M: np.ndarray) -> list[Row]:
+    cuts = np.cumsum([len(row.trained) for row in rows])[:-1]
+    parts = zip(rows, np.split(rewarded_M, cuts), strict=True)
+    return [replace(row, advantage=part.tolist()) for row, part in parts]
 
 
 def _filled(rows: Sequence[Row], tokens: TokenTable, taught: Taught) -> list[Row]:
