@@ -589,7 +589,9 @@ def test_a_picture_holds_all_that_the_window_says_is_in_view(view_lines):
             places = tab._run(tab._page.evaluate(PLACES))
             assert len(places) == len(env.page.elements)
             top, bottom = seen_in_picture(env)
-            held = [p for e, p in zip(env.page.elements, places, strict=True) if env.window.holds(e)]
+            held = [
+                p for e, p in zip(env.page.elements, places, strict=True) if env.window.holds(e)
+            ]
             assert held and all(top <= a and b <= bottom for a, b in held)
             if env.step("scroll down")[2:4] != (False, False):
                 break

@@ -87,6 +87,11 @@ class Learner:
         self.updates, self.skipped = 0, 0
         self._reference: Scorer | None = None
 
+    @property
+    def vocabulary(self) -> int:
+        """How many ids the model gives a probability."""
+        return int(base_model(self.model).config.vocab_size)
+
     def keep_reference(self) -> None:
         """Freeze a copy of the present weights for a KL term."""
         frozen = copy.deepcopy(base_model(self.model)).requires_grad_(False)
@@ -168,7 +173,7 @@ class Learner:
         self, packed: Packed, direct: Direct, teacher: Teacher
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return (log pi, entropy, direct loss) of each trained token. [M] each"""
-        taught = scores_by_parts(teacher, packed)
+        taught = scores_by_parts(teacher, packed, self.vocabulary)
 
         def find(logits: Tensor, part: slice) -> tuple[Tensor, ...]:
             student = (logits / packed.temperature_M[part, None]).log_softmax(-1)

@@ -113,6 +113,7 @@ def run_lesson(lesson: Lesson) -> int:
     student = lesson.student or _made(lesson, "student", lesson.student_sft, console)
     reports = {"before": _measured(lesson, "before", student, console)}
     teacher = ""
+    taught = taught or (method.imitation is not None and bool(lesson.teacher))
     if taught and (made := _teacher(lesson, console)) is None:
         return INTERRUPTED
     if taught:
