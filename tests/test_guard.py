@@ -149,8 +149,8 @@ SFT = WarmUp(
     demos=64, noise=0.0, steps=150, learning_rate=4e-3, check_every=3, check_tasks=32, **LIMITS
 )
 PLAN = TrainConfig(
-    recipe="opd",
-    steps=6,
+    recipe="gkd",
+    steps=10,
     tasks_per_step=8,
     group_size=2,
     updates_per_step=1,
