@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_loop import TINY, config_of, history, same_weights
 from test_rollout import essences, llm, model_and_renderer, played
@@ -98,6 +98,7 @@ def test_what_was_not_measured_opens_no_gate():
 
 
 @given(st.lists(st.floats(0, 5), max_size=30), st.floats(0, 5), st.integers(1, 4))
+@settings(deadline=None)
 def test_no_schedule_ever_goes_back(seen, bound, window):
     gates = (drift_below(bound, window), success_above(bound, window), steadily(window))
     for pace in gates:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from fakes import Guess
 from miniatures import naive_logprobs
+from safetensors.torch import load_file
 from test_loop import TINY, config_of, fresh, history, same_weights
 from toys import Fault, Faulty, Walks, crash
 
@@ -31,6 +32,7 @@ from turnwise.agents.teachers import LLMTeacher, TextTeacher
 from turnwise.envs.seeds import derive
 from turnwise.envs.types import Episode, Segment
 from turnwise.trainers.batch import LedgerMismatch, Row, rows_of
+from turnwise.trainers.curriculum import f2b, steadily
 from turnwise.trainers.dagger import Lessons, lessons
 from turnwise.trainers.dagger_loop import TeacherFailed
 from turnwise.trainers.divergences import fkl, full, top_k
@@ -45,12 +47,12 @@ from turnwise.trainers.imitation import (
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.loop import train
 from turnwise.trainers.mixes import Progress, constant, falling
-from turnwise.trainers.model import tiny_from_env
-from turnwise.trainers.recipe import Recipe
+from turnwise.trainers.model import load_model, tiny_from_env
+from turnwise.trainers.recipe import Recipe, mixed_rewards
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.recipes.dagger import dagger
 from turnwise.trainers.surrogates import token_mean, turn_mean
-from turnwise.trainers.teachers import frozen
+from turnwise.trainers.teachers import frozen, synced
 from turnwise.trainers.tutor import NoTeacher
 
 torch.set_num_threads(1)
@@ -621,8 +623,6 @@ def go(out, name="dagger", model=None, env=Walks, method=None, **more):
 
 
 def student_success(out) -> float:
-    from turnwise.trainers.model import load_model
-
     model, tokenizer = load_model(str(out / "model"))
     engine = EmbeddedEngine(model, slots=32, max_len=96)
     policy = LLMPolicy(engine, Renderer(tokenizer), max_new_tokens=3)
@@ -760,6 +760,71 @@ def test_a_black_box_can_be_the_teacher(tmp_path):
     method = replace(dagger(), imitation=replace(dagger().imitation, teacher=told))
     go(tmp_path / "run", method=method, steps=3, tasks_per_step=8, checkpoint_every=0)
     assert student_success(tmp_path / "run") > 0.8
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "why"),
+    [
+        ({"curriculum": f2b(steadily(1))}, {}, "do not use curriculum:"),
+        ({"keep_group": mixed_rewards}, {}, "do not use keep_group:"),
+        ({}, {"prompt_replay": 0.5}, "do not use prompt_replay:"),
+        (
+            {},
+            {"prompt_replay": 0.5, "correct_mismatch": True},
+            "prompt_replay and correct_mismatch:",
+        ),
+    ],
+)
+def test_what_rounds_of_imitation_do_not_use_is_refused_and_not_left_out(
+    tmp_path, change, config, why
+):
+    with pytest.raises(ValueError, match=f"'dagger' imitates, and .*{why}"):
+        go(tmp_path / "run", method=replace(dagger(), **change), **config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_follows_the_student_follows_it_in_rounds_of_imitation_too(tmp_path):
+    """A copy of the student is its teacher: before each round it acts and scores as the student."""
+    how = replace(recipe("guided_opd").distillation, source=synced)
+    chance = by_chance(constant(0.5))
+    method = replace(
+        recipe("guided_opd"),
+        distillation=how,
+        imitation=replace(recipe("guided_opd").imitation, roll_in=chance),
+    )
+    rows = go(tmp_path / "run", method=method, steps=3, updates_per_step=2)
+    assert [row["policy_version"] for row in rows] == [2, 4, 6]
+    assert all(row["teacher_drift"] < 1e-4 for row in rows)
+    student, _ = load_model(str(tmp_path / "run" / "model"))
+    saved = torch.load(tmp_path / "run/checkpoints/step-000003/teacher.pt", weights_only=True)
+    for name, p in student.named_parameters():
+        torch.testing.assert_close(saved[name], p.detach())
+    said = [t for e in episodes_in(tmp_path / "run") for t in _turns_with_history(e)]
+    last = [(ids, t) for ids, t in said if t.executor == "teacher" and t.policy_version == 4]
+    before = checkpointed(tmp_path / "run", 2)
+    for ids, turn in last:
+        naive = naive_logprobs(before, ids)[-len(turn.action_ids) :]
+        np.testing.assert_allclose(turn.logprobs, naive, atol=1e-4)
+    assert last
+
+
+def episodes_in(out):
+    return [row.episode for row in read_records(out / "episodes.jsonl")]
+
+
+def _turns_with_history(episode):
+    ids = []
+    for turn in episode.turns:
+        ids += [*turn.context_ids, *turn.action_ids]
+        yield list(ids), turn
+
+
+def checkpointed(out, step):
+    """The student as it was saved after a step."""
+    model, _ = fresh()
+    (folder,) = out.glob(f"checkpoints/*{step}")
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    return model
 
 
 def test_pieces_that_do_not_go_together_are_refused():

@@ -95,6 +95,17 @@ def test_named_models_are_taken_and_none_is_made(once, tmp_path):
     assert (config["model"], config["teacher"]) == (names["student"], names["teacher"])
 
 
+def test_a_method_that_imitates_learns_from_the_teacher_that_is_named(once, tmp_path):
+    names = {name: str(once / name) for name in ("student", "teacher")}
+    assert run_lesson(lesson(tmp_path, "sft", **names)) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["teacher"] == names["teacher"]
+    assert list(json.loads((tmp_path / "summary.json").read_text())) == [
+        "before", "teacher", "after"
+    ]  # fmt: skip
+    played = [row.episode for row in read_records(tmp_path / "run" / "episodes.jsonl")]
+    assert {turn.executor for episode in played for turn in episode.turns} == {"teacher"}
+
+
 def test_a_method_without_a_teacher_makes_none(once, tmp_path):
     assert run_lesson(lesson(tmp_path, "grpo", student=str(once / "student"))) == 0
     assert list(json.loads((tmp_path / "summary.json").read_text())) == ["before", "after"]

@@ -15,19 +15,19 @@ from toys import Walks
 
 from turnwise.agents.renderer import Renderer
 from turnwise.envs.types import Episode, Group, Segment, Task, Turn
-from turnwise.trainers.batch import Row, rows_of
+from turnwise.trainers.batch import Row, pack, rows_of, totals_of
 from turnwise.trainers.contexts import message_ids, outcome_hint, with_context
 from turnwise.trainers.distillation import Distillation
 from turnwise.trainers.divergences import full
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.loop import train
-from turnwise.trainers.mixes import Progress
+from turnwise.trainers.mixes import Progress, added, convex, signal_alone
 from turnwise.trainers.model import save_model
 from turnwise.trainers.recipe import Recipe, no_credit
 from turnwise.trainers.recipes import NAMES, recipe
 from turnwise.trainers.sft import demonstrations, imitate
 from turnwise.trainers.signals import reverse_kl
-from turnwise.trainers.surrogates import ppo
+from turnwise.trainers.surrogates import ppo, token_mean
 from turnwise.trainers.teachers import (
     ModelTeacher,
     Several,
@@ -168,6 +168,34 @@ def test_a_teacher_equal_to_the_student_moves_nothing(name):
     assert biggest(same) < 1e-5 < 1e-3 < biggest(other)
 
 
+def test_a_teacher_who_has_no_say_is_not_asked_and_leaves_the_reward_as_it_is():
+    class Unwilling:
+        def logprobs(self, packed):
+            raise AssertionError("asked")
+
+    rows, table, episodes = parts(episodes_of(qwen3(0)))
+    reward_N = np.linspace(-1, 1, len(table))
+    method = recipe("opd_then_rl", switch=3)
+    learner = learner_of(qwen3(0))
+    for mix in (convex, added, signal_alone):
+        how = replace(method.distillation, mix=mix)
+        after = {"how": how, "progress": Progress(3, 10), "learner": learner}
+        mine, said = distil(rows, reward_N, table, episodes, teacher=Unwilling(), **after)
+        late, _ = distil(  # as it was scored: a direct loss keeps the teacher awake
+            rows, reward_N, table, episodes, teacher=frozen(qwen3(1), 256),
+            **{**after, "how": replace(how, direct=full())},
+        )  # fmt: skip
+        assert [row.advantage for row in mine] == [row.advantage for row in late]
+        assert said == {"teacher_coefficient": 0.0}
+        with pytest.raises(AssertionError, match="asked"):
+            before = {**after, "progress": Progress(2, 10)}
+            distil(rows, reward_N, table, episodes, teacher=Unwilling(), **before)
+        trusting = replace(how, trust=0.5)
+        with pytest.raises(AssertionError, match="asked"):
+            distil(rows, reward_N, table, episodes, teacher=Unwilling(),
+                   **{**after, "how": trusting})  # fmt: skip
+
+
 class Silent:
     """A teacher who has no score for some rows, or none at all."""
 
@@ -223,6 +251,60 @@ def test_a_sampled_signal_and_a_trusted_teacher_work_off_policy_too():
     expected = -np.minimum(free, ratio * (q - old)).mean()
     out = learner.improve(ready, np.zeros(len(table)), method, teacher)
     assert out["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+# ------------------------------------------------------------ scores that do not fit
+
+
+class Garbled:
+    """A teacher whose table of scores comes out wrong."""
+
+    def __init__(self, teacher, garble):
+        self.teacher, self.garble = teacher, garble
+
+    def logprobs(self, packed):
+        return self.garble(self.teacher.logprobs(packed))
+
+
+GARBLES = {
+    "long": (lambda s: torch.cat([s, s[:1]]), r"scored \d+ tokens and \d+ are trained: one row"),
+    "short": (lambda s: s[:-1], r"scored \d+ tokens and \d+ are trained: one row"),
+    "narrow": (lambda s: s[:, :80], "scores 80 ids and the student has 89: resize"),
+}
+
+
+@pytest.mark.parametrize(("garble", "why"), GARBLES.values(), ids=GARBLES)
+def test_scores_that_are_not_the_students_tokens_are_refused_where_they_enter(garble, why):
+    student = qwen3(0)
+    wrong = Garbled(frozen(qwen3(1), 256), garble)
+    rows, table, _ = parts(episodes_of(student))
+    learner, counted = learner_of(student), np.zeros(len(table))
+    with pytest.raises(TeacherMismatch, match=why):
+        score(rows, learner, wrong)
+    with pytest.raises(TeacherMismatch, match=why):
+        learner.improve(rows, counted, recipe("gkd"), wrong)
+    with pytest.raises(TeacherMismatch, match=why):
+        learner.imitate(rows, direct=full(), teacher=wrong)
+    if "row" in why:
+        with pytest.raises(TeacherMismatch, match=why):
+            Several([wrong], lambda row: 0).logprobs(packed_of(rows))
+
+
+def packed_of(rows):
+    return pack(rows, aggregate=token_mean, totals=totals_of(rows))
+
+
+@pytest.mark.parametrize("name", ["opd", "vopd", "gkd"])
+def test_ids_that_only_the_teacher_has_are_cut_off_and_the_others_sum_to_one(name):
+    student, wide = qwen3(0), qwen3(1, vocab=VOCAB + 8)
+    narrow = copy.deepcopy(wide)
+    narrow.resize_token_embeddings(VOCAB)
+    groups = episodes_of(student)
+    mine, out = gradient_of(name, student, frozen(wide, 256), groups)
+    expected, other = gradient_of(name, student, frozen(narrow, 256), groups)
+    assert out["loss"] == pytest.approx(other["loss"], abs=1e-6)
+    for n, g in expected.items():
+        torch.testing.assert_close(mine[n], g, atol=1e-6, rtol=1e-4)
 
 
 # ------------------------------------------------------------ sources
@@ -325,6 +407,35 @@ def test_the_hint_changes_the_scores_of_the_same_tokens_and_its_hits_are_counted
         assert said["teacher_context"] == hits
 
 
+def hints_of(rows, length):
+    return [replace(row, hint=tuple(range(1, length + 1)), hint_at=2) for row in rows]
+
+
+def test_a_hint_finds_room_as_far_as_the_model_has_positions_and_what_is_longer_has_no_score():
+    student = qwen3(0)
+    rows, table, episodes = parts(episodes_of(student))
+    hinted = hints_of(rows, 20)
+    lengths = [len(row.hinted().ids) for row in hinted]
+    positions = sorted(lengths)[3]
+    longest = max(len(row.ids) for row in rows)
+    assert longest < positions < max(lengths)
+    learner, small = learner_of(student), frozen(qwen3(1, max_len=positions), longest)
+    found = score(hinted, learner, small, ("top",))
+    expected = score(hinted, learner, frozen(qwen3(1), 256), ("top",))
+    fits = np.array([n <= positions for n, r in zip(lengths, rows, strict=True) for _ in r.trained])
+    for name, column in found.items():
+        np.testing.assert_allclose(column[fits], expected[name][fits], atol=1e-6)
+        assert np.isnan(column[~fits]).all()
+    _, said = distil(
+        hinted, np.zeros(len(table)), table, episodes,
+        learner=learner, teacher=small, how=Distillation(signal=reverse_kl), progress=NOW,
+    )  # fmt: skip
+    assert said["teacher_missing"] == pytest.approx(1 - fits.mean())
+    assert np.isnan(score(hints_of(rows, 99), learner, small)["teacher_M"]).all()
+    with pytest.raises(ValueError, match="longer than max_len"):
+        frozen(qwen3(1), longest - 1).logprobs(packed_of(rows))
+
+
 # ------------------------------------------------------------ whole runs
 
 
@@ -392,6 +503,44 @@ def test_an_interrupted_lesson_resumes_bit_for_bit(tmp_path, master, kind):
         return
     saved = json.loads(next((Path(tmp_path) / "cut").glob("checkpoints/*4/tutor.json")).read_text())
     assert len(saved["success"]) == 4
+
+
+def test_a_hint_on_an_episode_of_full_length_does_not_end_the_run(tmp_path):
+    def long_hint(episode):
+        return "well " * (3 if episode.success else 60)
+
+    method = replace(own_average(), distillation=replace(own_average().distillation,
+                                                         context=long_hint))  # fmt: skip
+    config = config_of(tmp_path / "run", steps=2)
+    rows = list(train(config, model=fresh(), make_env=Walks, recipe=method))
+    assert all(row["teacher_missing"] > 0 and math.isfinite(row["loss"]) for row in rows)
+
+
+def test_steps_are_counted_and_all_attempts_too_where_no_group_is_kept(tmp_path, master):
+    """Groups that tie in the third and fourth step are not kept: the schedule goes on."""
+
+    class Tied(Walks):
+        def respond(self, action):
+            said = super().respond(action)
+            index = self.task.index
+            won = index % 3 == 0 if 6 <= index < 12 else self.rng.random() < 0.5
+            return replace(said, reward=float(won), success=won)
+
+    def mixed(group):
+        return not 6 <= group.task.index < 12
+
+    method = replace(recipe("opd_then_rl", switch=4), keep_group=mixed)
+    config = config_of(tmp_path / "run", teacher=str(master), checkpoint_every=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("turnwise.trainers.attempts.ROUNDS", 1)
+        rows = list(train(config, model=fresh(), make_env=Tied, recipe=method))
+    assert [row["kept_groups"] for row in rows] == [3, 3, 0, 0, 3, 3]
+    assert [row.get("teacher_coefficient") for row in rows] == [1, 1, None, None, 0, 0]
+    (saved,) = (tmp_path / "run").glob("checkpoints/*6/tutor.json")
+    seen = json.loads(saved.read_text())
+    assert seen["success"] == [row["success"] for row in rows]
+    assert seen["success"][2:4] == pytest.approx([1 / 3, 1 / 3])
+    assert [math.isnan(drift) for drift in seen["drift"]] == [False] * 2 + [True] * 4
 
 
 def test_a_recipe_without_its_teacher_says_how_to_name_one(tmp_path):

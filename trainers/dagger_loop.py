@@ -30,7 +30,7 @@ from turnwise.trainers.dagger import Lessons, lessons
 from turnwise.trainers.imitation import Imitation
 from turnwise.trainers.mixes import Progress
 from turnwise.trainers.model import load_model
-from turnwise.trainers.recipe import Recipe
+from turnwise.trainers.recipe import Recipe, every_group
 from turnwise.trainers.run_folder import RunFolder
 from turnwise.trainers.teachers import ModelTeacher, frozen, require_same_vocabulary
 from turnwise.trainers.turns import turn_table
@@ -56,6 +56,7 @@ class Rounds:
 
     Raises:
         NoTeacher: the run names no model, and the environment has no expert.
+        ValueError: the recipe or the config names a piece that rounds do not use.
         TeacherMismatch, ModelNotFound: see `turnwise.trainers.tutor.tutor_for`.
     """
 
@@ -69,6 +70,7 @@ class Rounds:
         how: Imitation,
         tutor: Tutor | None,
     ) -> None:
+        _require_no_unused(config, recipe)
         self.config, self.trainee, self.make_env = config, trainee, make_env
         self.tasks, self.recipe, self.how, self.tutor = env.tasks("train"), recipe, how, tutor
         self.scorer = self._scorer()
@@ -154,10 +156,18 @@ class Rounds:
         self.played.append(episodes)
         metrics = rollout_metrics(episodes) | said_in(episodes, roll_in)
         metrics |= self._learn(step, groups)
-        self.trainee.publish()
+        if self.tutor is not None:
+            self.tutor.note(metrics)
+        self._publish()
         seconds = {"rollout_cpu_s": between - start, "update_cpu_s": time.process_time() - between}
         updates = self.trainee.learner.updates
         return metrics | seconds | {"step": step + 1, "policy_version": updates}
+
+    def _publish(self) -> None:
+        """Tell the engines that the weights have changed; a teacher's may follow the student's."""
+        self.trainee.publish()
+        if isinstance(self.teacher, LLMTeacher):
+            self.teacher.policy.engine.update_weights(None, self.trainee.learner.updates)
 
     def _play(self, step: int, roll_in: RollIn) -> list[Group]:
         config, n = self.config, self.config.tasks_per_step
@@ -222,12 +232,14 @@ class Rounds:
         said: dict[str, float] = {}
         if tutor is not None:
             rows, said = tutor.teach(rows, advantages, table, pool.episodes, learner)
+        teacher = None if tutor is None else tutor.teacher
         metrics = []
         for some in self._batches(pool, step, np.arange(len(pool))):
             mine = [row for row in rows if row.traj in some]
-            teacher = None if tutor is None else tutor.teacher
             shown = pool.rows(some)
             metrics.append(said | learner.improve(mine, advantages, self.recipe, teacher, shown))
+            if teacher is not None:
+                teacher.after_update(learner.model, learner.updates)
         return metrics
 
     def _batches(
@@ -248,3 +260,18 @@ class Rounds:
                 order = np.concatenate([order, rng.permutation(useful)])
             yield sorted(set(order[:size].tolist()))
             order = order[size:]
+
+
+def _require_no_unused(config: TrainConfig, recipe: Recipe) -> None:
+    """Refuse what a round of imitation has no use for, rather than leave it out unsaid."""
+    unused = {
+        "curriculum": recipe.curriculum is not None,
+        "keep_group": recipe.keep_group is not every_group,
+        "prompt_replay": config.prompt_replay > 0,
+        "correct_mismatch": config.correct_mismatch,
+    }
+    if named := [name for name, is_set in unused.items() if is_set]:
+        raise ValueError(
+            f"recipe {recipe.name!r} imitates, and its rounds do not use {' and '.join(named)}: "
+            "leave that out, or take a recipe without imitation"
+        )

@@ -71,6 +71,10 @@ class Distillation:
         if not 0.0 <= self.trust <= 1.0:
             raise ValueError(f"trust is a share from 0 to 1, got {self.trust}")
 
+    def is_silent(self, progress: Progress) -> bool:
+        """Return whether no score can matter now: c is 0, and neither loss nor ratio reads one."""
+        return self.direct is None and self.trust == 1.0 and self.schedule(progress) == 0
+
 
 @dataclass(frozen=True, eq=False)
 class Taught:

@@ -26,7 +26,7 @@ from turnwise.trainers.objective import Metrics, cross_entropy, merge, objective
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.scorer import Scorer
 from turnwise.trainers.surrogates import Aggregate, Totals, token_mean
-from turnwise.trainers.teachers import Teacher
+from turnwise.trainers.teachers import Teacher, scores_by
 
 MAX_SKIPPED = 3
 LossOf = Callable[[Packed], tuple[Tensor, Metrics]]
@@ -77,6 +77,11 @@ class Learner:
         self.max_grad_norm, self.micro_tokens, self.max_len = max_grad_norm, micro_tokens, max_len
         self.updates, self.skipped = 0, 0
         self._reference: Scorer | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids the model gives a probability."""
+        return int(base_model(self.model).config.vocab_size)
 
     def keep_reference(self) -> None:
         """Freeze a copy of the present weights for a KL term."""
@@ -143,7 +148,7 @@ class Learner:
             raise ValueError(f"recipe {recipe.name!r} has a direct loss and needs a teacher")
         student_MV = self.log_distribution(packed)
         with torch.no_grad():
-            teacher_MV = teacher.logprobs(packed)
+            teacher_MV = scores_by(teacher, packed, self.vocabulary)
             entropy_M = -(student_MV.exp() * student_MV).sum(-1)
         scores = Scores(student_MV, teacher_MV, packed.target_M, packed.tokens.old_M)
         return scores.chosen_M, entropy_M, how.direct(scores)
@@ -180,7 +185,7 @@ class Learner:
         if teacher is None:
             raise ValueError("imitation by a direct loss needs a teacher that scores tokens")
         with torch.no_grad():
-            teacher_MV = teacher.logprobs(packed)
+            teacher_MV = scores_by(teacher, packed, self.vocabulary)
         student_MV = self.log_distribution(packed)
         scores = Scores(student_MV, teacher_MV, packed.target_M, packed.tokens.old_M)
         divergence_M = direct(scores)

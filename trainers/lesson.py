@@ -113,6 +113,7 @@ def run_lesson(lesson: Lesson) -> int:
     )
     reports = {"before": measured(lesson, "before", student, console, floors=True)}
     teacher = ""
+    taught = taught or (method.imitation is not None and bool(lesson.teacher))
     if taught and (made := _teacher(lesson, console)) is None:
         return INTERRUPTED
     if taught:

@@ -198,6 +198,8 @@ def _step(
     metrics = rollout_metrics(_episodes(groups)) | attempts.metrics(episodes)
     metrics |= _update(config, trainee, groups, recipe, tutor)
     attempts.note(metrics)
+    if tutor is not None:
+        tutor.note(metrics)
     trainee.publish()
     seconds = {"rollout_cpu_s": played - start, "update_cpu_s": time.process_time() - played}
     return metrics | seconds | {"step": step + 1, "policy_version": trainee.learner.updates}

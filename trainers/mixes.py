@@ -53,9 +53,9 @@ class Progress:
     steps: int
     """Steps of the whole run."""
     success: tuple[float, ...] = ()
-    """Success rate of each step's attempts so far."""
+    """Success rate of each step's attempts so far; NaN where all were lost."""
     drift: tuple[float, ...] = ()
-    """Mean |log pi - log T| of each step so far, nats."""
+    """Mean |log pi - log T| of each step so far, nats; NaN where nothing was taught."""
     deepest: tuple[float, ...] = ()
     """The same in the last third of each episode's turns; NaN where nobody measured it."""
 

@@ -1,6 +1,7 @@
 """Which trajectories the teacher speaks to: a factor g_i and a shift h_i per trajectory.
 
-Weights multiply the signal; shifts are added to it afterwards. Shape suffix: M tokens.
+Weights multiply the signal; shifts are added to it afterwards. A trajectory without any score takes
+no share of what its group is given. Shape suffix: M tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def on_success(table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
 
 
 def where_all_failed(table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
-    """Only the groups without a success: there the reward says nothing (AMPO, 2510.02227)."""
+    """Only the groups without a success: there the reward says nothing (AMPO, 2510.02227).
+
+    A success that the teacher has no score for is a success none the less.
+    """
     solved_M = segment_sum(table.success_M.astype(float), _dense(table.group_M))
     return (solved_M == 0).astype(float), np.zeros(len(table))
 
@@ -47,7 +51,8 @@ def failures_by_perplexity(temperature: float = 1.0) -> Route:
 
 def _failures_by_perplexity(table: TokenTable, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     score_M = segment_mean(np.nan_to_num(table.teacher_M), table.traj_M, table.valid_M)
-    return _softmax(table, score_M / temperature, ~table.success_M), np.zeros(len(table))
+    where_M = table.scored_M & ~table.success_M
+    return _softmax(table, score_M / temperature, where_M), np.zeros(len(table))
 
 
 def successes_by_perplexity(temperature: float = 1.0) -> Route:
@@ -59,7 +64,8 @@ def _successes_by_perplexity(
     table: TokenTable, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
     score_M = segment_mean(table.old_M, table.traj_M)
-    return _softmax(table, -score_M / temperature, table.success_M), np.zeros(len(table))
+    where_M = table.scored_M & table.success_M
+    return _softmax(table, -score_M / temperature, where_M), np.zeros(len(table))
 
 
 def _softmax(table: TokenTable, score_M: np.ndarray, where_M: np.ndarray) -> np.ndarray:
@@ -88,6 +94,7 @@ def _margin(table: TokenTable, least: float) -> tuple[np.ndarray, np.ndarray]:
     )
     first_M = np.zeros(len(table), bool)
     first_M[np.unique(table.traj_M, return_index=True)[1]] = True
+    first_M &= table.scored_M
     won_M, lost_M = first_M & table.success_M, first_M & ~table.success_M
     gap_M = segment_mean(score_M, group_M, won_M) - segment_mean(score_M, group_M, lost_M)
     both_M = (segment_sum(won_M * ones_M, group_M) > 0) & (

@@ -46,6 +46,12 @@ class Scorer:
             except NotEquivalent:
                 self.decoder = None
 
+    def make_room(self, tokens: int) -> None:
+        """Take sequences of up to so many tokens from now on."""
+        if tokens > self.max_len:
+            self.max_len = tokens
+            self.decoder = None if self.decoder is None else Decoder(self.model, tokens)
+
     def logprobs(self, packed: Packed) -> Tensor:
         """Return log_softmax(logits / T) of every trained token, float32 [M], nats.
 

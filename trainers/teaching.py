@@ -19,7 +19,7 @@ from turnwise.trainers.divergences import rkl
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.mixes import Progress
 from turnwise.trainers.surrogates import token_mean
-from turnwise.trainers.teachers import Teacher
+from turnwise.trainers.teachers import Teacher, scores_by
 from turnwise.trainers.tokens import TokenTable
 from turnwise.trainers.turns import TurnTable
 
@@ -42,16 +42,27 @@ def distil(
 ) -> tuple[list[Row], dict[str, float]]:
     """Return `rows` with what the teacher makes of each token, and the metrics of it.
 
+    Where the schedule is at 0 and the teacher has no say, nothing is scored.
+
     Args:
         advantages_N: float64 [turns], of the reward; zeros where there is none.
         table: the turns, as `Row.turn` counts them.
         episodes: by `Row.traj`.
     """
-    tokens = token_table(rows, table, episodes, score(rows, learner, teacher, how.needs))
     turn_M = np.array([turn for row in rows for turn in row.turn], np.int64)
+    if how.signal is not None and how.is_silent(progress):
+        rewarded_M = how.mix(advantages_N[turn_M], np.zeros(len(turn_M)), 0.0)
+        return _by_reward_alone(rows, rewarded_M), {"teacher_coefficient": 0.0}
+    tokens = token_table(rows, table, episodes, score(rows, learner, teacher, how.needs))
     taught = teach(tokens, advantages_N[turn_M], how, progress)
     hits = float(np.mean([bool(row.hint) for row in rows])) if rows else 0.0
     return _filled(rows, tokens, taught), taught.metrics | {"teacher_context": hits}
+
+
+def _by_reward_alone(rows: Sequence[Row], rewarded_M: np.ndarray) -> list[Row]:
+    cuts = np.cumsum([len(row.trained) for row in rows])[:-1]
+    parts = zip(rows, np.split(rewarded_M, cuts), strict=True)
+    return [replace(row, advantage=part.tolist()) for row, part in parts]
 
 
 def _filled(rows: Sequence[Row], tokens: TokenTable, taught: Taught) -> list[Row]:
@@ -105,7 +116,7 @@ def score(
 def _score_part(
     packed: Packed, learner: Learner, teacher: Teacher, needs: Sequence[Column]
 ) -> dict[str, Tensor]:
-    teacher_MV = teacher.logprobs(packed)
+    teacher_MV = scores_by(teacher, packed, learner.vocabulary)
     found = {"teacher_M": teacher_MV.gather(-1, packed.target_M[:, None])[:, 0]}
     if "reference" in needs:
         found["reference_M"] = learner.reference_logprobs(packed)
@@ -113,8 +124,8 @@ def _score_part(
         found["top_M"] = teacher_MV.max(-1).values.exp()
     if "against" in needs:
         bare = [replace(row, hint=(), hint_at=0) for row in packed.rows]
-        again = replace(packed, rows=bare)
-        found["against_M"] = teacher.logprobs(again).gather(-1, packed.target_M[:, None])[:, 0]
+        again = scores_by(teacher, replace(packed, rows=bare), learner.vocabulary)
+        found["against_M"] = again.gather(-1, packed.target_M[:, None])[:, 0]
     if OF_STUDENT & set(needs):
         found |= _of_both(learner.log_distribution(packed), teacher_MV, needs)
     return found

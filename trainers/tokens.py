@@ -71,6 +71,12 @@ class TokenTable:
         return np.unique(self.traj_M * steps + self.step_M, return_inverse=True)[1]
 
     @property
+    def scored_M(self) -> np.ndarray:
+        """bool: some token of its trajectory has a score. Statistics over trajectories leave the
+        others out: a missing one is as if it were not there. [M]"""
+        return segment_sum(self.valid_M.astype(float), self.traj_M) > 0
+
+    @property
     def drift_M(self) -> np.ndarray:
         """float64: |log pi_sampler - log T| of the sampled token, 0 where masked. [M]"""
         return np.where(self.valid_M, np.abs(self.old_M - self.teacher_M), 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Tutor:
 
     @property
     def progress(self) -> Progress:
-        """How far the run is."""
+        """How far the run is: `note` counts its steps, also those in which nothing was taught."""
         done = len(self.success)
         return Progress(done, self.steps, tuple(self.success), tuple(self.drift))
 
@@ -72,9 +73,12 @@ class Tutor:
             how=self.how,
             progress=self.progress,
         )
-        self.drift.append(metrics.get("teacher_drift", 0.0))
-        self.success.append(float(np.mean([episode.success for episode in episodes])))
         return taught, metrics
+
+    def note(self, metrics: dict[str, float]) -> None:
+        """Take the metrics of a whole step: success over all attempts, those not kept included."""
+        self.success.append(metrics.get("success", math.nan))
+        self.drift.append(metrics.get("teacher_drift", math.nan))
 
     def save(self, folder: Path) -> None:
         """Write what a resumed run needs."""

@@ -1,12 +1,14 @@
 """How much of the teacher's signal a token receives: factors by token, by turn, by trajectory.
 
-All are detached, computed once per rollout batch, and multiply. Shape suffix: M tokens.
+All are detached, computed once per rollout batch, and multiply. What has no score has a weight, as
+every token has, but no part in the weights of others. Shape suffix: M tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +44,7 @@ def sod(*, eps: float = 1e-6, delta: float = 0.2, floor: float = 0.25) -> Weight
     SOD (arXiv:2605.07725) eq. 6-7; its product over steps telescopes to this ratio, and its cap
     acts on the result alone. The floor is ours: without one (`floor=0`), a first turn that agrees
     with the teacher by chance takes all later ones of its trajectory out. The median is over the
-    trajectories of the batch.
+    trajectories of the batch. The first turn is the first that has a score; one without weighs 1.
 
     Args:
         delta: the most that a turn may count beyond the first.
@@ -54,10 +56,9 @@ def sod(*, eps: float = 1e-6, delta: float = 0.2, floor: float = 0.25) -> Weight
 def _sod(table: TokenTable, eps: float, delta: float, floor: float) -> np.ndarray:
     drift_M = segment_mean(table.drift_M, table.turn_M, table.valid_M)
     first_M = _first_drift(table, drift_M)
-    firsts = first_M[np.unique(table.traj_M, return_index=True)[1]]
-    least = floor * float(np.median(firsts)) if len(firsts) else 0.0
+    least = floor * _over_trajectories(np.median, table, first_M)
     weight_M = (np.maximum(first_M, least) + eps) / (drift_M + eps)
-    return np.where(_first_step(table) == table.step_M, 1.0, np.minimum(weight_M, 1 + delta))
+    return _after_the_first(table, np.minimum(weight_M, 1 + delta))
 
 
 def batch_sod(*, eps: float = 1e-6, delta: float = 0.2) -> Weight:
@@ -71,24 +72,40 @@ def batch_sod(*, eps: float = 1e-6, delta: float = 0.2) -> Weight:
 
 def _batch_sod(table: TokenTable, eps: float, delta: float) -> np.ndarray:
     drift_M = segment_mean(table.drift_M, table.turn_M, table.valid_M)
-    first_M = _first_drift(table, drift_M)
-    firsts = first_M[np.unique(table.traj_M, return_index=True)[1]]
-    reference = float(np.mean(firsts)) if len(firsts) else 0.0
-    weight_M = np.minimum((reference + eps) / (drift_M + eps), 1 + delta)
-    return np.where(_first_step(table) == table.step_M, 1.0, weight_M)
+    reference = _over_trajectories(np.mean, table, _first_drift(table, drift_M))
+    return _after_the_first(table, np.minimum((reference + eps) / (drift_M + eps), 1 + delta))
 
 
 def _first_step(table: TokenTable) -> np.ndarray:
-    """The index of the first trained turn of each token's trajectory. [M]"""
+    """The index of the first turn with a score in each token's trajectory. [M]"""
     firsts = np.full(table.traj_M.max(initial=-1) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(firsts, table.traj_M, table.step_M)
+    np.minimum.at(firsts, table.traj_M[table.valid_M], table.step_M[table.valid_M])
     return firsts[table.traj_M]
 
 
 def _first_drift(table: TokenTable, drift_M: np.ndarray) -> np.ndarray:
-    """The drift of the first trained turn of each token's trajectory. [M]"""
+    """The drift of that turn; 0 where the trajectory has none. [M]"""
     first_M = table.step_M == _first_step(table)
     return segment_mean(drift_M, table.traj_M, first_M)
+
+
+def _over_trajectories(
+    average: Callable[[np.ndarray], np.floating[Any]], table: TokenTable, values_M: np.ndarray
+) -> float:
+    """The average over the trajectories that have a score; 0 if none has."""
+    here_M = table.scored_M
+    firsts = np.unique(table.traj_M[here_M], return_index=True)[1]
+    return float(average(values_M[here_M][firsts])) if len(firsts) else 0.0
+
+
+def _after_the_first(table: TokenTable, weight_M: np.ndarray) -> np.ndarray:
+    """`weight_M` at the later turns with a score; 1 at the first one, and where there is none."""
+    return np.where(_scored_turn(table) & (table.step_M != _first_step(table)), weight_M, 1.0)
+
+
+def _scored_turn(table: TokenTable) -> np.ndarray:
+    """Whether some token of each token's turn has a score. [M]"""
+    return segment_sum(table.valid_M.astype(float), table.turn_M) > 0
 
 
 def first_turns(count: int) -> Weight:
@@ -106,19 +123,25 @@ def uniform_like(weight: Weight) -> Weight:
 
 
 def _uniform_like(table: TokenTable, weight: Weight) -> np.ndarray:
-    return np.full(len(table), weight(table).mean() if len(table) else 1.0)
+    here_M = table.valid_M
+    return np.full(len(table), weight(table)[here_M].mean() if here_M.any() else 1.0)
 
 
 def permuted(weight: Weight, seed: int = 0) -> Weight:
-    """`weight` dealt to turns at random: the control that tells which turns from how unequal."""
+    """`weight` dealt to turns at random: the control that tells which turns from how unequal.
+
+    Turns without a score take no part and weigh 1.
+    """
     return partial(_permuted, weight=weight, seed=seed)
 
 
 def _permuted(table: TokenTable, weight: Weight, seed: int) -> np.ndarray:
-    turn_M = table.turn_M
-    by_turn = segment_mean(weight(table), turn_M)[np.unique(turn_M, return_index=True)[1]]
-    rng = np.random.default_rng([seed, len(table), len(by_turn)])
-    return rng.permutation(by_turn)[turn_M]
+    here_M, turn_M, dealt_M = _scored_turn(table), table.turn_M, np.ones(len(table))
+    _, first, at = np.unique(turn_M[here_M], return_index=True, return_inverse=True)
+    by_turn = segment_mean(weight(table), turn_M)[here_M][first]
+    rng = np.random.default_rng([seed, int(here_M.sum()), len(by_turn)])
+    dealt_M[here_M] = rng.permutation(by_turn)[at]
+    return dealt_M
 
 
 # By token.
@@ -155,33 +178,34 @@ def pruned(threshold: float = 0.7, drop: float = 0.01, base: float = 0.5) -> Wei
 
 
 def _pruned(table: TokenTable, threshold: float, drop: float, base: float) -> np.ndarray:
-    bad_M = (table.column("overlap_M", "pruned") < threshold).astype(float)
-    return base + np.clip(1 - drop * _running(table, bad_M), 0, 1)
+    bad_M = table.valid_M & (table.column("overlap_M", "pruned") < threshold)
+    return base + np.clip(1 - drop * _running(table, bad_M.astype(float)), 0, 1)
 
 
 def informative(keep: float = 0.5) -> Weight:
     """1 on the share `keep` of each trajectory's tokens with the highest h + d - h d, else 0.
 
     h: entropy of the student, d: drift from the teacher, each scaled to 0..1 over the batch after h
-    is cut at its 98th percentile (TIP, arXiv:2604.14084).
+    is cut at its 98th percentile (TIP, arXiv:2604.14084). Tokens without a score are not counted.
     """
     return partial(_informative, keep=keep)
 
 
 def _informative(table: TokenTable, keep: float) -> np.ndarray:
-    entropy_M = table.column("entropy_M", "informative")
-    h_M = _scaled(np.minimum(entropy_M, np.quantile(entropy_M, 0.98) if len(table) else 0.0))
-    d_M = _scaled(table.drift_M)
-    score_M = np.where(table.valid_M, h_M + d_M - h_M * d_M, -1.0)
+    here_M, entropy_M = table.valid_M, table.column("entropy_M", "informative")
+    most = np.quantile(entropy_M[here_M], 0.98) if here_M.any() else 0.0
+    h_M = _scaled(np.minimum(entropy_M, most), here_M)
+    d_M = _scaled(table.drift_M, here_M)
+    score_M = np.where(here_M, h_M + d_M - h_M * d_M, -np.inf)
     order_M = np.lexsort((-score_M, table.traj_M))
     rank_M = np.empty(len(table))
-    ones_M = np.ones(len(table))
-    rank_M[order_M] = _running_over(ones_M, table.traj_M[order_M]) - 1
-    return (rank_M < np.ceil(keep * segment_sum(ones_M, table.traj_M))).astype(float)
+    rank_M[order_M] = _running_over(np.ones(len(table)), table.traj_M[order_M]) - 1
+    return (rank_M < np.ceil(keep * segment_sum(1.0 * here_M, table.traj_M))).astype(float)
 
 
-def _scaled(values_M: np.ndarray) -> np.ndarray:
-    low, high = values_M.min(initial=np.inf), values_M.max(initial=-np.inf)
+def _scaled(values_M: np.ndarray, here_M: np.ndarray) -> np.ndarray:
+    """Scaled so that those that count lie in 0..1."""
+    low, high = values_M[here_M].min(initial=np.inf), values_M[here_M].max(initial=-np.inf)
     return (values_M - low) / (high - low) if high > low else np.zeros(len(values_M))
 
 
