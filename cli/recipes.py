@@ -47,6 +47,8 @@ def run(options: Options) -> int:
     out.print(title(facts["name"], facts["where"]))
     out.print(Text(facts["formula"]))
     out.print()
+    out.print(table("", "", rows=[("source", facts["source"]), ("here", facts["status"])]))
+    out.print()
     out.print(table("piece", "", rows=facts["pieces"].items()))
     return 0
 
@@ -55,8 +57,8 @@ def _list(rows: list[dict[str, Any]], as_json: bool) -> int:
     if as_json:
         print_json({"recipes": rows})
     else:
-        cells = [(row["name"], row["source"], row["status"]) for row in rows]
-        console().print(table("recipe", "source", "here", rows=cells))
+        cells = [(row["name"], row["short"], row["source"], row["status"]) for row in rows]
+        console().print(table("recipe", "pieces", "source", "here", rows=cells))
     return 0
 
 
@@ -83,6 +85,7 @@ def _facts(recipe: Any) -> dict[str, Any]:
         "where": module.__name__,
         "source": recipe.source,
         "status": recipe.status,
+        "short": ", ".join(_named(recipe)),
         "formula": (inspect.getdoc(module) or "").strip(),
         "pieces": {
             field.name: _piece(getattr(recipe, field.name))
@@ -90,6 +93,32 @@ def _facts(recipe: Any) -> dict[str, Any]:
             if field.name not in named
         },
     }
+
+
+_SHOWN = ("credit", "surrogate", "ratio", "distillation", "imitation", "curriculum", "keep_group")
+
+
+def _named(recipe: Any) -> list[str]:
+    """Return the names of the pieces that tell a recipe from others, without their numbers."""
+    pieces = [(name, getattr(recipe, name)) for name in _SHOWN]
+    return [
+        word for name, value in pieces if _piece(value) != _DEFAULTS[name] for word in _words(value)
+    ]
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, partial):
+        inner = value.keywords.get("signal")
+        return _words(inner) if inner else [value.func.__name__.lstrip("_")]
+    if is_dataclass(value):
+        given = ((f, getattr(value, f.name)) for f in fields(value))
+        return [
+            word
+            for f, each in given
+            if each != f.default and callable(each)
+            for word in _words(each)
+        ]
+    return [value.__name__]
 
 
 _PAGE = """# Methods and where they come from
@@ -108,11 +137,15 @@ def page(rows: list[dict[str, Any]]) -> str:
     """Return docs/papers.md."""
     lines = []
     for row in rows:
-        own = {n: v for n, v in row["pieces"].items() if v != _DEFAULTS.get(n)}
-        pieces = "; ".join(f"{name} `{value}`" for name, value in own.items())
+        pieces = "; ".join(f"{name} `{value}`" for name, value in _own(row).items())
         cells = (f"`{row['name']}`", pieces, row["source"], row["status"])
         lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
     return _PAGE + "\n".join(lines) + "\n"
+
+
+def _own(row: dict[str, Any]) -> dict[str, str]:
+    """Return the pieces that are not at their defaults."""
+    return {n: v for n, v in row["pieces"].items() if v != _DEFAULTS.get(n)}
 
 
 def _piece(value: Any) -> str:

@@ -250,6 +250,26 @@ def test_list_info_and_recipes_print_json(turnwise):
     assert "ppo(low=0.2, high=0.28)" in recipes[0]["pieces"].values()
 
 
+def test_a_recipe_shows_its_formula_source_status_and_pieces(turnwise, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")
+    for entry in json.loads(turnwise("recipes --json")[1])["recipes"]:
+        shown = turnwise(f"recipes {entry['name']}")[1]
+        told = [entry["source"], entry["status"], *entry["pieces"].values()]
+        assert all(part in shown for part in (*told, entry["formula"])), entry["name"]
+
+
+def test_the_list_of_recipes_names_pieces_source_and_status(turnwise, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")
+    shown = turnwise("recipes")[1].splitlines()
+    rows = {line.split()[0]: line for line in shown if line.strip()}
+    assert "reverse_kl, sod, added" in rows["sod"]
+    assert "by_levels, ppo, sequence_ratio" in rows["gspo"]
+    assert "reverse_kl, f2b" in rows["tcod_f2b"] and "by_chance" in rows["dagger"]
+    for entry in json.loads(turnwise("recipes --json")[1])["recipes"]:
+        assert entry["short"] and entry["short"] in rows[entry["name"]]
+        assert entry["source"] in rows[entry["name"]] and entry["status"] in rows[entry["name"]]
+
+
 def test_tables_show_what_the_json_says(turnwise):
     assert "turnwise/FileHunt-v1" in turnwise("list")[1]
     shown = turnwise("info fakes:Guess")[1]

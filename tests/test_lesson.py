@@ -15,11 +15,11 @@ from turnwise.trainers.lesson import (
     CRAFT_RL,
     CRAFT_SFT,
     Lesson,
-    LessonChanged,
     run_lesson,
 )
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.run_folder import RunFolderError
+from turnwise.trainers.stages import PlanChanged
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 BRIEF = replace(CRAFT_SFT, demos=16, steps=2, batch=4, check_every=2, check_tasks=2)
@@ -72,8 +72,8 @@ def test_the_same_command_again_makes_nothing_again_and_says_the_same(once, caps
 @pytest.mark.parametrize(
     ("change", "error", "why"),
     [
-        ({"student_sft": replace(BRIEF, noise=0.5)}, LessonChanged, r"noise=0\.1, and 0\.5"),
-        ({"seed": 7}, LessonChanged, "seed=0, and 7 is asked for: give another --out"),
+        ({"student_sft": replace(BRIEF, noise=0.5)}, PlanChanged, r"noise=0\.1, and 0\.5"),
+        ({"seed": 7}, PlanChanged, "seed=0, and 7 is asked for: give another --out"),
         (
             {"train": replace(SHORT, recipe="tcod_f2b", recipe_options="{}")},
             RunFolderError,

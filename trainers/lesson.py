@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from turnwise.trainers.model import load_model, save_model, tiny_from_env
 from turnwise.trainers.pipeline import WarmUp, measure, plan_to_json, summary_of, warm_up
 from turnwise.trainers.progress import Progress
 from turnwise.trainers.recipes import recipe
+from turnwise.trainers.stages import Stage
 
 INTERRUPTED = 130
 TEACHER: dict[str, Any] = {"hidden": 128, "layers": 3, "ffn": 256}
@@ -47,10 +49,6 @@ CRAFT_RL = TrainConfig(
     max_new_tokens=8,
 )
 """Improves on it; with another recipe, the student's training in the scripts."""
-
-
-class LessonChanged(ValueError):
-    """The run folder holds what was made under another plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,7 @@ def run_lesson(lesson: Lesson) -> int:
     """Run every stage and print what came out; return 0, or 130 if it was interrupted.
 
     Raises:
-        LessonChanged: the run folder holds models that were made under another plan.
+        PlanChanged: the run folder holds models that were made under another plan.
         UnknownEnv, UnknownRecipe, ModelNotFound, TeacherMismatch: before anything is trained.
     """
     torch.set_num_threads(lesson.train.threads)
@@ -110,46 +108,39 @@ def run_lesson(lesson: Lesson) -> int:
     method = recipe(name, **lesson.train.options_of_recipe())
     taught = method.distillation is not None and method.distillation.source is None
     console.print(f"{name} on {lesson.env} {lesson.env_kwargs}; everything goes to {lesson.out}")
-    student = lesson.student or _made(lesson, "student", lesson.student_sft, console)
-    reports = {"before": _measured(lesson, "before", student, console)}
+    student = lesson.student or imitation(lesson, "student", lesson.student_sft, console).made(
+        lesson.out
+    )
+    reports = {"before": measured(lesson, "before", student, console, floors=True)}
     teacher = ""
     taught = taught or (method.imitation is not None and bool(lesson.teacher))
     if taught and (made := _teacher(lesson, console)) is None:
         return INTERRUPTED
     if taught:
         teacher = str(made)
-        reports["teacher"] = _measured(lesson, "teacher", teacher, console)
+        reports["teacher"] = measured(lesson, "teacher", teacher, console)
     config = replace(lesson.config(lesson.train, student, "run", 500_000), teacher=teacher)
-    if not _trained(config, console, f"learning by {name}"):
+    if not trained(config, console, f"learning by {name}"):
         return INTERRUPTED
-    reports["after"] = _measured(lesson, "after", config.out / "model", console)
+    reports["after"] = measured(lesson, "after", config.out / "model", console)
     _tell(lesson, reports, console)
     return 0
 
 
-def _made(lesson: Lesson, name: str, plan: WarmUp, console: Console) -> Path:
-    """Return the folder of a model that imitates the expert; make it if it is not there."""
-    folder = lesson.out / name
+def imitation(lesson: Lesson, name: str, plan: WarmUp, console: Console) -> Stage:
+    """Return the stage in which a student or a teacher imitates the expert."""
     limits = {"max_tokens": lesson.train.max_tokens, "max_new_tokens": lesson.train.max_new_tokens}
     plan = replace(plan, **limits)
     wanted = {"env": lesson.env, "env_kwargs": lesson.env_kwargs, "seed": lesson.seed}
     wanted |= {"from": lesson.student, **plan_to_json(plan)}
-    if (made := folder / "made.json").exists():
-        _require_same(folder, json.loads(made.read_text()), json.loads(json.dumps(wanted)))
-        return folder
+    return Stage(name, wanted, partial(_imitated, lesson, name, plan, console))
+
+
+def _imitated(lesson: Lesson, name: str, plan: WarmUp, console: Console, folder: Path) -> Path:
     with Progress(console, f"{name}: imitating the expert") as bar:
         model, tokenizer = _beginner(lesson, name)
-        warm_up(
-            model,
-            tokenizer,
-            lesson.make_env,
-            replace(plan, **limits),
-            seed=lesson.seed,
-            watch=bar.show,
-        )
-    save_model(model, tokenizer, folder)
-    made.write_text(json.dumps(wanted, indent=1) + "\n")
-    return folder
+        warm_up(model, tokenizer, lesson.make_env, plan, seed=lesson.seed, watch=bar.show)
+    return save_model(model, tokenizer, folder)
 
 
 def _beginner(lesson: Lesson, name: str) -> tuple[nn.Module, Any]:
@@ -160,26 +151,17 @@ def _beginner(lesson: Lesson, name: str) -> tuple[nn.Module, Any]:
     return tiny_from_env(lesson.make_env, seed=lesson.seed, **shape)
 
 
-def _require_same(folder: Path, made: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for key in made.keys() | wanted.keys():
-        if made.get(key) != wanted.get(key):
-            raise LessonChanged(
-                f"{folder} was made with {key}={made.get(key)!r}, and {wanted.get(key)!r} is asked "
-                "for: give another --out"
-            )
-
-
 def _teacher(lesson: Lesson, console: Console) -> Path | str | None:
     """Return the teacher's folder or name, or None if its training was interrupted."""
     if lesson.teacher:
         return lesson.teacher
-    start = _made(lesson, "teacher", lesson.teacher_sft, console)
+    start = imitation(lesson, "teacher", lesson.teacher_sft, console).made(lesson.out)
     config = lesson.config(lesson.teacher_rl, start, "teacher_rl", 700_000)
-    done = _trained(config, console, "teacher: learning from its own attempts")
+    done = trained(config, console, "teacher: learning from its own attempts")
     return config.out / "model" if done else None
 
 
-def _trained(config: TrainConfig, console: Console, title: str) -> bool:
+def trained(config: TrainConfig, console: Console, title: str) -> bool:
     """Train, or go on, to the last step; return whether it was reached."""
     done = _steps_done(config.out)
     with Progress(console, title) as bar:
@@ -194,10 +176,24 @@ def _steps_done(out: Path) -> int:
     return len(rows.read_text().splitlines()) if rows.exists() else 0
 
 
-def _measured(lesson: Lesson, name: str, model: Path | str, console: Console) -> Report:
-    """Evaluate a saved model at T = 1, from the beginning and to the end of every task."""
+def measured(
+    lesson: Lesson,
+    name: str,
+    model: Path | str,
+    console: Console,
+    *,
+    floors: bool = False,
+    split: str = "test",
+    tasks: int | None = None,
+) -> Report:
+    """Evaluate a saved model at T = 1, from the beginning and to the end of every task.
+
+    Args:
+        name: of the record of its episodes.
+        tasks: how many of the split's first; None is `test_tasks`.
+    """
     env = lesson.make_env()
-    tests = env.tasks("test")[: lesson.test_tasks]
+    tests = env.tasks(split)[: lesson.test_tasks if tasks is None else tasks]
     env.close()
     with Progress(console, f"measuring on {len(tests)} held-out tasks: {name}"):
         return measure(
@@ -205,7 +201,8 @@ def _measured(lesson: Lesson, name: str, model: Path | str, console: Console) ->
             lesson.make_env,
             tests,
             lesson.out / "eval" / f"{name}.jsonl",
-            floors=name == "before",
+            split=split,
+            floors=floors,
             max_tokens=lesson.train.max_tokens,
             max_new_tokens=lesson.train.max_new_tokens,
         )
