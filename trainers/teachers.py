@@ -115,7 +115,8 @@ class ModelTeacher:
 
     @property
     def _width(self) -> int:
-        return int(self.model.config.vocab_size)
+        config: Any = self.model.config
+        return int(config.vocab_size)
 
     @torch.no_grad()
     def after_update(self, model: nn.Module, updates: int) -> None:
