@@ -65,7 +65,7 @@ MUTANTS = [
     Mutant("trainers/teachers.py", "[:, :vocabulary].log_softmax(-1)", "[:, :vocabulary]",
            "test_teaching.py cut_off"),
     Mutant("trainers/teachers.py", "max((len(row.hint) for row in packed.rows), default=0)", "0",
-           "test_teaching.py full_length"),
+           "test_teaching.py finds_room"),
     Mutant("trainers/teachers.py", "<= self._positions for", "<= 9 ** 9 for",
            "test_teaching.py finds_room"),
     # Who follows whom, who is told what, and when.
