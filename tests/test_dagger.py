@@ -725,6 +725,19 @@ def test_guided_opd_divides_by_the_tokens_of_both_kinds_of_turns():
     assert out["loss"] == pytest.approx((nll - gain) / (own + theirs), rel=1e-4)
 
 
+def test_a_label_that_is_drawn_in_a_run_stands_for_those_that_are_not(tmp_path):
+    found = []
+    for cap in (None, 1):
+        method = dagger(cap=cap, first=0.0, least=0.0)
+        more = {"env": partial(Walks, length=4), "method": method, "learning_rate": 1e-6}
+        (row,) = go(tmp_path / str(cap), steps=1, updates_per_step=1, **more)
+        found.append(row)
+    whole, drawn = found
+    assert drawn["lessons"] < whole["lessons"] / 2
+    assert drawn["trained_tokens"] == whole["trained_tokens"]
+    assert drawn["loss"] == pytest.approx(whole["loss"], rel=0.2)
+
+
 def test_a_teacher_that_fails_too_often_ends_the_run_with_its_reasons(tmp_path):
     class Moody(Brief):
         def expert(self):

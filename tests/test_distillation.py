@@ -452,6 +452,37 @@ def test_the_drift_of_later_turns_is_held_against_the_first_turn_that_has_a_scor
     np.testing.assert_allclose(found, [1, 1, 1.5 / 4, 1, 1, 1, 1.2], rtol=1e-5)
 
 
+@pytest.mark.parametrize("weight", [weights.sod(floor=0), weights.batch_sod()])
+def test_where_an_attempt_begins_in_the_middle_its_first_own_turn_counts_in_full(weight):
+    """A backward curriculum replays turns 0 to 2: turn 3 is the first that is trained."""
+    drift = np.array([1.0, 2.0, 1.0, 4.0])
+    columns = {"step_M": np.array([3, 4, 0, 1]), "traj_M": np.array([0, 0, 1, 1])}
+    found = weight(table_of(np.zeros(4), -drift, **columns))
+    np.testing.assert_allclose(found, [1, 0.5, 1, 0.25], rtol=1e-5)
+
+
+def test_the_floor_is_a_share_of_the_middle_first_drift_and_not_of_the_largest():
+    drift = np.array([0.0, 1.0, 1.0, 1.0, 8.0, 8.0])
+    columns = {"step_M": np.array([0, 1] * 3), "traj_M": np.array([0, 0, 1, 1, 2, 2])}
+    table = table_of(np.zeros(6), -drift, **columns)
+    found = weights.sod(floor=0.25)(table)
+    np.testing.assert_allclose(found, [1, 0.25, 1, 1, 1, 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("weight", "share"), [(weights.ones, 1.0), (lambda t: one_hot(t), 1 / 9)])
+def test_the_effective_share_of_tokens_is_one_for_equal_weights_and_one_token_for_one(
+    weight, share
+):
+    table = table_of(np.zeros(9), -np.ones(9))
+    how = Distillation(signal=signals.reverse_kl, weight=weight)
+    said = teach(table, np.zeros(9), how, NOW).metrics
+    assert said["teacher_ess"] == pytest.approx(share)
+
+
+def one_hot(table):
+    return (np.arange(len(table)) == 4).astype(float)
+
+
 # ------------------------------------------------------------ routes
 
 

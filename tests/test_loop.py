@@ -380,6 +380,67 @@ def test_an_alarm_is_in_the_metrics_of_its_step(tmp_path):
         assert "reward fell from 2 to 0" in alarms[14]
 
 
+# Options of a run
+
+
+class Coin(Walks):
+    """About half of what an untrained model says is right; tasks of an even index always tie."""
+
+    def respond(self, action):
+        tied = self.task.index % 2 == 0
+        return super().respond("a" if tied or len(action) % 2 else "z")
+
+
+def test_dapo_plays_on_until_enough_groups_differ_and_learns_from_those_alone(tmp_path):
+    (row,) = run(
+        tmp_path / "run", env=Coin, method=recipe("dapo"), steps=1, tasks_per_step=4, group_size=8
+    )
+    rewards = {}
+    for found in read_records(tmp_path / "run" / "episodes.jsonl"):
+        rewards.setdefault(found.episode.group, set()).add(found.episode.reward)
+    assert row["kept_groups"] == 4 < len(rewards)
+    assert row["tied_groups"] == sum(len(r) < 2 for r in rewards.values()) / len(rewards) >= 0.5
+    assert row["policy_version"] == 2 and np.isfinite(row["loss"])
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_a_mismatch_between_engine_and_trainer_is_measured_and_corrected_if_asked_for(
+    tmp_path, correct
+):
+    """The weights move between play and update, as if the engine had been wrong."""
+    model, tokenizer = fresh()
+    usual, seen = recipe("turn_rloo"), []
+
+    def credit(table):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.05 * torch.randn(p.shape, generator=torch.manual_seed(1)))
+        return usual.credit(table)
+
+    def importance(log_w_M, turn_M, traj_M):
+        seen.append(log_w_M)
+        return usual.importance(log_w_M, turn_M, traj_M)
+
+    method = replace(usual, credit=credit, importance=importance)
+    how = {"steps": 1, "updates_per_step": 1, "correct_mismatch": correct, "method": method}
+    (row,) = run(tmp_path / "run", model=(model, tokenizer), **how)
+    assert row["engine_gap"] > 1e-2
+    assert (max(float(w.abs().max()) for w in seen) > 1e-2) == correct
+    assert (row["approx_kl"] < 1e-9) == correct  # the ratio is taken to the trainer's own policy
+    assert (row["engine_kl"] > 1e-6) == correct
+
+
+@pytest.mark.parametrize("name", ["turn_rloo", "grpo", "gigpo"])
+def test_a_batch_of_which_every_episode_is_cut_short_is_learnt_from(tmp_path, name):
+    def env():
+        return Coin(length=5)
+
+    rows = run(tmp_path / "run", env=env, method=recipe(name), steps=2, max_turns=2)
+    for row in rows:
+        assert row["truncated"] == 1 and row["success"] == 0
+        assert np.isfinite(row["loss"]) and row["grad_norm"] > 0
+
+
 # Bad input
 
 

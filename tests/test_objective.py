@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from turnwise.trainers.distillation import Distillation
 from turnwise.trainers.objective import TokenBatch, cross_entropy, kl_by_turn, merge, objective
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe, recipes
+from turnwise.trainers.signals import reverse_kl
 from turnwise.trainers.surrogates import (
     Totals,
     policy_gradient,
@@ -109,6 +111,33 @@ def test_the_ratio_is_to_the_proximal_policy_and_the_weight_is_proximal_over_sam
     torch.testing.assert_close(loss, -(w_M * ratio_M * tokens.advantages_M).mean())
     (slope_M,) = torch.autograd.grad(loss, logprobs_M)
     torch.testing.assert_close(slope_M, -w_M * ratio_M * tokens.advantages_M / len(TRAJ_M))
+
+
+def trusting(a):
+    """GRPO whose ratio is taken to pi_old^a T^(1 - a)."""
+    how = Distillation(signal=reverse_kl, trust=a)
+    return replace(recipe("grpo"), kl_coefficient=0.0, surrogate=ppo(1, 1e9), distillation=how)
+
+
+@pytest.mark.parametrize("a", [0.0, 0.25, 0.9])
+def test_a_trusted_teacher_moves_the_centre_of_the_ratio_by_its_share(a):
+    """ratio = pi / (pi_old^a T^(1 - a)), and pi / pi_old where the teacher has no score."""
+    logprobs_M, tokens = batch(prox_M=None)
+    teacher_M = (normal(6) - 2).masked_fill(TURN_M == 1, math.nan)
+    tokens = replace(tokens, teacher_M=teacher_M)
+    centre_M = a * tokens.old_M + (1 - a) * teacher_M.nan_to_num()
+    centre_M[TURN_M == 1] = tokens.old_M[TURN_M == 1]
+    ratio_M = (logprobs_M.detach() - centre_M).exp()
+    loss, _ = objective(logprobs_M, tokens, trusting(a))
+    torch.testing.assert_close(loss, -(tokens.weight_M * ratio_M * tokens.advantages_M).sum())
+
+
+def test_trust_of_one_is_grpo_whatever_the_teacher_says():
+    logprobs_M, tokens = batch()
+    plain = replace(recipe("grpo"), kl_coefficient=0.0, surrogate=ppo(1, 1e9))
+    taught = replace(tokens, teacher_M=normal(6) - 2)
+    loss, _ = objective(logprobs_M, taught, trusting(1.0))
+    assert loss == objective(logprobs_M, tokens, plain)[0]
 
 
 def test_the_gradient_pushes_good_tokens_up():

@@ -26,7 +26,7 @@ from turnwise.trainers.model import save_model
 from turnwise.trainers.recipe import Recipe, no_credit
 from turnwise.trainers.recipes import NAMES, recipe
 from turnwise.trainers.sft import demonstrations, imitate
-from turnwise.trainers.signals import reverse_kl
+from turnwise.trainers.signals import contrast, reverse_kl
 from turnwise.trainers.surrogates import ppo, token_mean
 from turnwise.trainers.teachers import (
     ModelTeacher,
@@ -38,7 +38,7 @@ from turnwise.trainers.teachers import (
     self_base,
     synced,
 )
-from turnwise.trainers.teaching import distil, score
+from turnwise.trainers.teaching import distil, score, token_table
 from turnwise.trainers.turns import turn_table
 from turnwise.trainers.tutor import NoTeacher
 
@@ -407,6 +407,16 @@ def test_the_hint_changes_the_scores_of_the_same_tokens_and_its_hits_are_counted
         assert said["teacher_context"] == hits
 
 
+def test_a_contrast_is_felt_exactly_where_there_is_a_hint():
+    student = qwen3(0)
+    rows, table, episodes = parts(episodes_of(student))
+    some = [a if i % 2 else b for i, (a, b) in enumerate(zip(rows, hints_of(rows, 6), strict=True))]
+    found = score(some, learner_of(student), frozen(qwen3(1), 256), ("against",))
+    felt = contrast(token_table(some, table, episodes, found))
+    told = np.array([bool(row.hint) for row in some for _ in row.trained])
+    assert not felt[~told].any() and (np.abs(felt[told]) > 1e-6).all()
+
+
 def hints_of(rows, length):
     return [replace(row, hint=tuple(range(1, length + 1)), hint_at=2) for row in rows]
 
@@ -503,6 +513,28 @@ def test_an_interrupted_lesson_resumes_bit_for_bit(tmp_path, master, kind):
         return
     saved = json.loads(next((Path(tmp_path) / "cut").glob("checkpoints/*4/tutor.json")).read_text())
     assert len(saved["success"]) == 4
+
+
+def test_a_run_tells_its_teacher_what_the_recipe_says_and_the_teacher_listens(tmp_path):
+    method = own_average()
+    deaf = replace(method, distillation=replace(method.distillation, context=None))
+    said = []
+    for name, one in (("told", method), ("deaf", deaf)):
+        config = config_of(tmp_path / name, steps=1)
+        said += train(config, model=fresh(), make_env=Walks, recipe=one)
+    assert [row["teacher_context"] for row in said] == [1, 0]
+    assert said[1]["teacher_drift"] < 1e-4 < 1e-3 < said[0]["teacher_drift"]
+
+
+def test_an_average_of_the_student_follows_it_through_a_run(tmp_path):
+    model, tokenizer = fresh()
+    first = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = config_of(tmp_path / "run", steps=2, updates_per_step=1)
+    list(train(config, model=(model, tokenizer), make_env=Walks, recipe=own_average()))
+    saved = torch.load(tmp_path / "run/checkpoints/step-000002/teacher.pt", weights_only=True)
+    moved = {n for n, p in first.items() if not torch.equal(saved[n], p)}
+    assert moved == set(first)
+    assert any(not torch.equal(saved[n], p) for n, p in model.named_parameters())
 
 
 def test_a_hint_on_an_episode_of_full_length_does_not_end_the_run(tmp_path):

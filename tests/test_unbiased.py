@@ -343,6 +343,38 @@ def test_the_published_turn_methods_are_biased_beyond_a_factor(credit):
         assert_crooked(world, 3, credit)
 
 
+def test_of_two_attempts_grpos_scale_leaves_only_which_was_better():
+    """A_i = sign(R_i - R_j) / sqrt 2: the gradient of the odds to beat an attempt like it."""
+    found = list(paths(STOPPING))
+    expected_P = sum(
+        p.probability * q.probability * np.sign(p.episode.reward - q.episode.reward)
+        * p.score_TP.sum(0)
+        for p, q in itertools.product(found, repeat=2)
+    ) / np.sqrt(2)  # fmt: skip
+    got_P = estimate(STOPPING, 2, recipe("grpo").credit)[0]
+    np.testing.assert_allclose(got_P, expected_P, atol=1e-5)
+    assert_crooked(STOPPING, 2, recipe("grpo").credit)
+
+
+def batch_by_batch(world: World, size: int, credit: Credit) -> np.ndarray:
+    """`estimate`, where every group is a batch of its own; of sums over turns, not means. [P]"""
+    total_P = np.zeros(truth(world).size)
+    for chosen in itertools.product(paths(world), repeat=size):
+        table = turn_table([Group(task=Task(), episodes=tuple(p.episode for p in chosen))])
+        score_NP = np.concatenate([p.score_TP for p in chosen])
+        odds = np.prod([p.probability for p in chosen])
+        total_P += odds * (credit(table)[:, None] * score_NP).sum(0) / size
+    return total_P
+
+
+def test_whitening_over_the_batch_bends_the_gradient_of_reinforce_pp():
+    """Its mean and scale hold the own return; the return to go itself is unbiased."""
+    np.testing.assert_allclose(batch_by_batch(STOPPING, 3, TO_GO), truth(STOPPING), atol=1e-9)
+    true_P, got_P = truth(STOPPING), batch_by_batch(STOPPING, 3, recipe("reinforce_pp").credit)
+    along = float(got_P @ true_P / (true_P @ true_P))
+    assert np.linalg.norm(got_P - along * true_P) > 1e-3 * np.linalg.norm(true_P)
+
+
 def test_the_objective_descends_the_exact_gradient():
     """From groups through credit, tokens and loss to the logits: backward() is -dJ."""
     probability_C, table, _ = groups_of(ROOMS, 3)

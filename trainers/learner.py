@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,8 @@ class Learner:
     @property
     def vocabulary(self) -> int:
         """How many ids the model gives a probability."""
-        return int(base_model(self.model).config.vocab_size)
+        config: Any = base_model(self.model).config
+        return int(config.vocab_size)
 
     def keep_reference(self) -> None:
         """Freeze a copy of the present weights for a KL term."""

@@ -119,7 +119,8 @@ class ModelTeacher:
 
     @property
     def _width(self) -> int:
-        return int(self.model.config.vocab_size)
+        config: Any = self.model.config
+        return int(config.vocab_size)
 
     @torch.no_grad()
     def by_parts(self, packed: Packed) -> Callable[[slice], Tensor]:

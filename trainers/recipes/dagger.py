@@ -12,14 +12,7 @@ which visits chains of errors; by chance at beta .6 five in a row are met once i
 from __future__ import annotations
 
 from turnwise.trainers.divergences import fkl, full
-from turnwise.trainers.imitation import (
-    Imitation,
-    by_chance,
-    either,
-    student_first,
-    union,
-    window,
-)
+from turnwise.trainers.imitation import Imitation, by_chance, either, student_first, union, window
 from turnwise.trainers.mixes import falling, linear
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.surrogates import token_mean, turn_mean
@@ -52,8 +45,7 @@ def dagger(
         batch: episodes of an update.
         temperature: at which a neural teacher acts and labels; 0 varies less and knows one mode.
     """
-    chance = by_chance(falling(first, fall, least))
-    late = student_first(linear(0.0, handoff))
+    chance, late = by_chance(falling(first, fall, least)), student_first(linear(0.0, handoff))
     return Recipe(
         name="dagger",
         source="arXiv:2605.12913 eq. 9, 12-13",

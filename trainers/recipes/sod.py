@@ -11,15 +11,13 @@ the first one of its episode is distilled less.
 
 from __future__ import annotations
 
-from turnwise.trainers.advantages import Level, by_levels, mean, std
+from turnwise.trainers import weights
 from turnwise.trainers.distillation import Distillation
 from turnwise.trainers.mixes import added, constant
 from turnwise.trainers.recipe import Recipe, no_credit
+from turnwise.trainers.recipes.grpo import grpo
 from turnwise.trainers.signals import clipped, reverse_kl
 from turnwise.trainers.surrogates import ppo, token_mean
-from turnwise.trainers.turns import outcome
-from turnwise.trainers.weights import batch_sod
-from turnwise.trainers.weights import sod as sod_weight
 
 
 def sod(
@@ -43,22 +41,16 @@ def sod(
         by_batch: compare with the mean d_1 of the batch and not with the trajectory's own.
         reward: add the advantage of GRPO; without, distillation alone.
     """
-    step = (
-        batch_sod(eps=eps, delta=delta)
-        if by_batch
-        else sod_weight(eps=eps, delta=delta, floor=floor)
-    )
+    own = weights.sod(eps=eps, delta=delta, floor=floor)
     return Recipe(
         name="sod",
         source="arXiv:2605.07725 eq. 6-10",
         status="d_1 has a floor, a log-ratio is clipped, and a group's standard deviation has a "
         "floor of 1e-2: all three are ours.",
-        credit=by_levels(Level(returns=outcome, baseline=mean, scale=std(1, 1e-6, 1e-2), once=True))
-        if reward
-        else no_credit,
+        credit=grpo().credit if reward else no_credit,
         distillation=Distillation(
             signal=clipped(reverse_kl, limit),
-            weight=step,
+            weight=weights.batch_sod(eps=eps, delta=delta) if by_batch else own,
             mix=added,
             schedule=constant(coefficient),
         ),

@@ -1,0 +1,152 @@
+"""Faults that the tests of teaching must find, each with one that does. Run on demand:
+
+    python tests/mutants.py            every fault; ends with 1 if one survives
+    python tests/mutants.py trust      those whose file or test holds a word
+
+A fault is put into a copy of its folder, and `turnwise` is where the copy lies: the working tree is
+never touched. tests/test_mutants.py holds that every fault still fits its file.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import accelerate  # noqa: F401  (imported once for all)
+import pytest
+import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("sandboxes", "envs", "agents", "trainers", "cli")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault."""
+
+    file: str
+    old: str
+    new: str
+    test: str
+    """File and expression of the test that fails on it."""
+
+
+def weight(old: str, new: str, test: str) -> Mutant:
+    """Return a fault of trainers/weights.py."""
+    return Mutant("trainers/weights.py", old, new, f"test_distillation.py {test}")
+
+
+MUTANTS = [
+    # A missing score is not a zero.
+    weight("here_M = table.scored_M\n", "here_M = table.scored_M | True\n", "as_if_it_were"),
+    weight("_M[table.valid_M], table.step_M[table.valid_M]", "_M, table.step_M", "held_against"),
+    weight("where(_scored_turn(table) & (", "where((", "held_against"),
+    weight("[here_M].mean() if", ".mean() if", "as_if_it_were"),
+    weight("np.quantile(entropy_M[here_M]", "np.quantile(entropy_M", "as_if_it_were"),
+    Mutant("trainers/routes.py", "table.scored_M & ~table.success_M", "~table.success_M",
+           "test_distillation.py as_if_it_were"),
+    Mutant("trainers/routes.py", "table.scored_M & table.success_M", "table.success_M",
+           "test_distillation.py as_if_it_were"),
+    Mutant("trainers/routes.py", "    first_M &= table.scored_M\n", "",
+           "test_distillation.py as_if_it_were"),
+    # The weights of SOD.
+    weight("(np.median, table", "(np.max, table", "floor_is_a_share"),
+    weight("np.full(table.traj_M.max(initial=-1) + 1, np.iinfo(np.int64).max)",
+           "np.zeros(table.traj_M.max(initial=-1) + 1, np.int64)", "in_the_middle"),
+    # Scores that do not fit.
+    Mutant("trainers/teachers.py", "if len(scores_MV) != len(packed.target_M)",
+           "if len(scores_MV) < len(packed.target_M)", "test_teaching.py refused_where"),
+    Mutant("trainers/teachers.py", "[:, :vocabulary].log_softmax(-1)", "[:, :vocabulary]",
+           "test_teaching.py cut_off"),
+    Mutant("trainers/teachers.py", "max((len(row.hint) for row in packed.rows), default=0)", "0",
+           "test_teaching.py finds_room"),
+    Mutant("trainers/teachers.py", "<= self._positions for", "<= 9 ** 9 for",
+           "test_teaching.py finds_room"),
+    # Who follows whom, who is told what, and when.
+    Mutant("trainers/objective.py", "trust * prox_M + (1 - trust) * teacher_M",
+           "(1 - trust) * prox_M + trust * teacher_M", "test_objective.py by_its_share"),
+    Mutant("trainers/teaching.py", "replace(row, hint=(), hint_at=0) for", "row for",
+           "test_teaching.py contrast_is_felt"),
+    Mutant("trainers/tutor.py",
+           "            rows = with_context(rows, episodes, self.how.context, self.renderer)\n",
+           "            pass\n", "test_teaching.py listens"),
+    Mutant("trainers/tutor.py", 'metrics.get("success", math.nan)', "0.0",
+           "test_teaching.py no_group_is_kept"),
+    Mutant("trainers/loop.py", "        tutor.note(metrics)\n", "        pass\n",
+           "test_teaching.py no_group_is_kept"),
+    Mutant("trainers/distillation.py", "self.direct is None and self.trust == 1.0 and", "",
+           "test_teaching.py has_no_say"),
+    Mutant("trainers/loop.py",
+           "            teacher.after_update(trainee.learner.model, trainee.learner.updates)\n",
+           "            pass\n", "test_teaching.py follows_it_through"),
+    Mutant("trainers/loop.py", "        rows = trainee.learner.with_proximal(rows)\n",
+           "        pass\n", "test_loop.py mismatch"),
+    Mutant("trainers/attempts.py", "rounds = 1 if keep is every_group else ROUNDS", "rounds = 1",
+           "test_loop.py plays_on"),
+    # Rounds of imitation.
+    Mutant("trainers/dagger_loop.py", "            totals=pool.denominators(some),\n", "",
+           "test_dagger.py stands_for_those"),
+    Mutant("trainers/dagger_loop.py",
+           "                teacher.after_update(learner.model, learner.updates)\n",
+           "                pass\n", "test_dagger.py follows_it_in"),
+    Mutant("trainers/dagger_loop.py", "        if isinstance(self.teacher, LLMTeacher):",
+           "        if False:", "test_dagger.py follows_it_in"),
+    Mutant("trainers/dagger_loop.py", "        _require_no_unused(config, recipe)\n", "",
+           "test_dagger.py not_left_out"),
+    Mutant("trainers/lesson.py",
+           "    taught = taught or (method.imitation is not None and bool(lesson.teacher))\n", "",
+           "test_lesson.py that_imitates"),
+]  # fmt: skip
+
+
+def is_found(mutant: Mutant, folder: Path) -> bool:
+    """Return whether the test of a fault fails on it."""
+    home, name = mutant.file.split("/")
+    for other in FOLDERS:
+        place = folder / "turnwise" / other
+        place.parent.mkdir(exist_ok=True)
+        shutil.copytree(ROOT / home, place) if other == home else place.symlink_to(ROOT / other)
+    path = folder / "turnwise" / home / name
+    path.write_text(path.read_text().replace(mutant.old, mutant.new))
+    file, words = mutant.test.split()
+    argv = ["-qx", "-p", "no:cacheprovider", "-k", words, str(ROOT / "tests" / file)]
+    child = multiprocessing.get_context("fork").Process(target=_try, args=(folder, argv))
+    child.start()
+    child.join()
+    if child.exitcode not in (0, 1):
+        said = (folder / "said").read_text()[-500:]
+        raise RuntimeError(f"pytest ended with {child.exitcode}: {said}")
+    return child.exitcode == 1
+
+
+def _try(folder: Path, argv: list[str]) -> None:
+    """Run pytest with the `turnwise` of a folder; only what `turnwise` needs is imported yet."""
+    said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    home = types.ModuleType("turnwise")
+    home.__path__ = [str(folder / "turnwise")]
+    sys.modules["turnwise"] = home
+    sys.exit(int(pytest.main(argv)))
+
+
+def main(words: list[str]) -> int:
+    """Try the faults that hold all words; return 1 if one survives."""
+    alive = 0
+    for mutant in MUTANTS:
+        if all(word in f"{mutant.file} {mutant.test}" for word in words):
+            with tempfile.TemporaryDirectory() as folder:
+                found = is_found(mutant, Path(folder))
+            alive += not found
+            print("found   " if found else "SURVIVED", mutant.file, mutant.test, flush=True)
+    return int(alive > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
