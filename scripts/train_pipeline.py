@@ -11,11 +11,10 @@ and `--teacher` both are made; nothing is downloaded. The same command again goe
 stopped.
 """
 
-import tyro
-
+from turnwise.trainers.lesson import asked
 from turnwise.trainers.schooling import Schooling, run_schooling
 
 PIPELINE = Schooling()
 
 if __name__ == "__main__":
-    raise SystemExit(run_schooling(tyro.cli(Schooling, default=PIPELINE)))
+    raise SystemExit(run_schooling(asked(PIPELINE)))

@@ -13,9 +13,7 @@ The same command again goes on where it was stopped.
 from dataclasses import replace
 from pathlib import Path
 
-import tyro
-
-from turnwise.trainers.lesson import CRAFT_RL, Lesson, run_lesson
+from turnwise.trainers.lesson import CRAFT_RL, Lesson, asked, run_lesson
 
 TCOD = Lesson(
     out=Path("runs/tcod"),
@@ -23,4 +21,4 @@ TCOD = Lesson(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(run_lesson(tyro.cli(Lesson, default=TCOD)))
+    raise SystemExit(run_lesson(asked(TCOD)))

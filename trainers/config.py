@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from turnwise.agents.renderer import checked_recall
+from turnwise.trainers.recipe import Recipe, mixed_rewards
+from turnwise.trainers.surrogates import Importance, token_mask, truncated, uncorrected, veto
+
+IMPORTANCE: dict[str, Importance] = {
+    "none": uncorrected,
+    "tis": truncated(),
+    "mask": token_mask(),
+    "veto": veto(),
+}
+"""Corrections that a configuration can name; a recipe may have any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +73,12 @@ class TrainConfig:
     """Train low-rank adapters instead of all weights; 0 trains all."""
     correct_mismatch: bool = False
     """Recompute log-probabilities before a step, for an engine that is not exact (`engine_gap`)."""
+    importance: str = ""
+    """Of w = pi_trainer / pi_engine, with `correct_mismatch`: "tis" weighs a token by min(w, 2),
+    "mask" by w within .5 to 2 and by 0 elsewhere, "veto" drops a trajectory with a token of
+    w < 1e-4, "none" weighs nothing; by default what the recipe has."""
+    dynamic: bool = False
+    """Play further groups in place of those whose attempts all earned the same."""
     seed: int = 0
     """Of everything that is random."""
     prompt_replay: float = 0.0
@@ -97,12 +113,30 @@ class TrainConfig:
         for name in ("max_failed", "decay_from", "prompt_replay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
+        self._require_importance()
         if self.recall is not None:
             checked_recall(self.recall)
         if self.lora_rank < 0 or self.checkpoint_every < 0:
             raise ValueError("lora_rank and checkpoint_every must be 0 or more")
         self.environment_arguments()
         self.options_of_recipe()
+
+    def _require_importance(self) -> None:
+        if self.importance and self.importance not in IMPORTANCE:
+            raise ValueError(
+                f"importance is one of {', '.join(IMPORTANCE)}, got {self.importance!r}"
+            )
+        if self.importance and not self.correct_mismatch:
+            raise ValueError(
+                f"importance {self.importance!r} compares recomputed log-probabilities with the "
+                "engine's: set correct_mismatch, too"
+            )
+
+    def adapted(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the pieces that this run exchanges."""
+        if self.importance:
+            recipe = replace(recipe, importance=IMPORTANCE[self.importance])
+        return replace(recipe, keep_group=mixed_rewards) if self.dynamic else recipe
 
     def environment_arguments(self) -> dict[str, Any]:
         """Return `env_kwargs` as a dict. Raises ValueError: it is not a JSON object."""

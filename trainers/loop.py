@@ -113,7 +113,7 @@ def train(
             anything is played; the message says what to do.
         TooManyLost, TrainingDiverged: in mid-run, after a checkpoint.
     """
-    recipe = recipe or recipe_named(config.recipe, **config.options_of_recipe())
+    recipe = config.adapted(recipe or recipe_named(config.recipe, **config.options_of_recipe()))
     make_env = make_env or partial(make, config.env, **config.environment_arguments())
     env = make_env()
     if not len(env.tasks("train")):
