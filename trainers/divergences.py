@@ -184,10 +184,9 @@ def entries_read(direct: Direct) -> float:
     """
     if direct in (k2, rho_k3, likelihood):
         return 0
-    top = isinstance(direct, partial) and direct.func is _top_k
-    if top and direct.keywords["support"] is of_teacher:
-        return int(direct.keywords["k"])
-    return math.inf
+    if not isinstance(direct, partial) or direct.func is not _top_k:
+        return math.inf
+    return int(direct.keywords["k"]) if direct.keywords["support"] is of_teacher else math.inf
 
 
 def _bounded_exp(log_M: Tensor) -> Tensor:
