@@ -13,6 +13,8 @@ stopped. Prints success before and after, with intervals, above the floors.
 from dataclasses import replace
 from pathlib import Path
 
+import tyro
+
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.lesson import CRAFT_SFT, Lesson, asked, run_lesson
 
@@ -36,4 +38,4 @@ DAGGER = Lesson(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(run_lesson(asked(DAGGER)))
+    raise SystemExit(run_lesson(asked(DAGGER, tyro.cli)))

@@ -12,6 +12,8 @@ intervals, above the floors.
 from dataclasses import replace
 from pathlib import Path
 
+import tyro
+
 from turnwise.trainers.lesson import CRAFT_RL, Lesson, asked, run_lesson
 
 GRPO = Lesson(
@@ -20,4 +22,4 @@ GRPO = Lesson(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(run_lesson(asked(GRPO)))
+    raise SystemExit(run_lesson(asked(GRPO, tyro.cli)))

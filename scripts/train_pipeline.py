@@ -11,10 +11,12 @@ and `--teacher` both are made; nothing is downloaded. The same command again goe
 stopped.
 """
 
+import tyro
+
 from turnwise.trainers.lesson import asked
 from turnwise.trainers.schooling import Schooling, run_schooling
 
 PIPELINE = Schooling()
 
 if __name__ == "__main__":
-    raise SystemExit(run_schooling(asked(PIPELINE)))
+    raise SystemExit(run_schooling(asked(PIPELINE, tyro.cli)))

@@ -12,6 +12,8 @@ goes on where it was stopped. Prints success before and after, with intervals, a
 from dataclasses import replace
 from pathlib import Path
 
+import tyro
+
 from turnwise.trainers.lesson import CRAFT_RL, Lesson, asked, run_lesson
 
 SOD = Lesson(
@@ -21,4 +23,4 @@ SOD = Lesson(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(run_lesson(asked(SOD)))
+    raise SystemExit(run_lesson(asked(SOD, tyro.cli)))

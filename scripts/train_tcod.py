@@ -13,6 +13,8 @@ The same command again goes on where it was stopped.
 from dataclasses import replace
 from pathlib import Path
 
+import tyro
+
 from turnwise.trainers.lesson import CRAFT_RL, Lesson, asked, run_lesson
 
 TCOD = Lesson(
@@ -21,4 +23,4 @@ TCOD = Lesson(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(run_lesson(asked(TCOD)))
+    raise SystemExit(run_lesson(asked(TCOD, tyro.cli)))

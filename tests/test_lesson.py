@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
 from turnwise.agents.record import read_records
 from turnwise.trainers.lesson import (
@@ -124,11 +125,11 @@ def script(name) -> Lesson:
 @pytest.mark.parametrize("name", ["sod", "dagger", "pipeline"])
 def test_another_environment_alone_has_no_arguments_of_the_scripts_own(name):
     own = script(name)
-    assert asked(own, []) == own
-    assert asked(own, ["--env", own.env]) == own
-    sokoban = asked(own, ["--env", "turnwise/Sokoban-v1"])
+    assert asked(own, tyro.cli, []) == own
+    assert asked(own, tyro.cli, ["--env", own.env]) == own
+    sokoban = asked(own, tyro.cli, ["--env", "turnwise/Sokoban-v1"])
     assert sokoban.env_kwargs == "{}" and sokoban.make_env().tasks("train")
-    named = asked(own, ["--env", "turnwise/Sokoban-v1", "--env-kwargs", own.env_kwargs])
+    named = asked(own, tyro.cli, ["--env", "turnwise/Sokoban-v1", "--env-kwargs", own.env_kwargs])
     assert named.env_kwargs == own.env_kwargs
 
 

@@ -12,14 +12,13 @@ Every stage leaves its result in the run folder. The same command again goes on 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import tyro
 from rich.console import Console
 from torch import nn
 
@@ -106,14 +105,15 @@ class Lesson:
 L = TypeVar("L", bound=Lesson)
 
 
-def asked(default: L, args: Sequence[str] | None = None) -> L:
+def asked(default: L, read: Callable[..., L], args: Sequence[str] | None = None) -> L:
     """Return what the command line asks for; another --env alone has no --env-kwargs.
 
     Args:
         default: a script's own lesson.
+        read: `tyro.cli`.
         args: None takes those of the process.
     """
-    chosen = tyro.cli(type(default), default=replace(default, env_kwargs=""), args=args)
+    chosen = read(type(default), default=replace(default, env_kwargs=""), args=args)
     kwargs = default.env_kwargs if chosen.env == default.env else "{}"
     return replace(chosen, env_kwargs=chosen.env_kwargs or kwargs)
 
