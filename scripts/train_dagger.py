@@ -1,57 +1,41 @@
 """DAgger: the teacher says what it would do wherever the student went.
 
     python scripts/train_dagger.py --out runs/dagger
+    python scripts/train_dagger.py --train.recipe sft --out runs/sft
+    python scripts/train_dagger.py --teacher MODEL --out runs/from_a_model
 
-The teacher is the environment's expert, or the model in `--teacher`; without `--model`
-a tiny student is made on the spot. Hands slip here; `--recipe sft` has demonstrations alone.
+The teacher is the environment's expert, or the model in `--teacher`. Hands slip here: one action in
+ten is not what was meant; `--train.recipe sft` has demonstrations alone. Without `--student` a tiny
+one begins at random weights; nothing is downloaded. The same command again goes on where it was
+stopped. Prints success before and after, with intervals, above the floors.
 """
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 
-from turnwise.envs.registry import make
 from turnwise.trainers.config import TrainConfig
-from turnwise.trainers.loop import train
-from turnwise.trainers.model import load_model, tiny_from_env
-from turnwise.trainers.pipeline import measure
-from turnwise.trainers.progress import Progress
+from turnwise.trainers.lesson import CRAFT_SFT, Lesson, asked, run_lesson
 
-PLAN = TrainConfig(
-    env_kwargs='{"depth": [2, 4], "wrappers": [["ActionSlips", {"p": 0.1}]]}',
-    recipe="dagger",
-    steps=8,
-    tasks_per_step=128,
-    group_size=2,
-    updates_per_step=60,
-    learning_rate=4e-3,
-    decay_from=0.5,
-    max_new_tokens=16,
+DAGGER = Lesson(
     out=Path("runs/dagger"),
+    env="turnwise/FileHunt-v1",
+    env_kwargs='{"depth": [2, 4], "wrappers": [["ActionSlips", {"p": 0.1}]]}',
+    student_sft=replace(CRAFT_SFT, steps=0),
+    rope_theta=100.0,
+    test_tasks=200,
+    train=TrainConfig(
+        recipe="dagger",
+        steps=8,
+        tasks_per_step=128,
+        group_size=2,
+        updates_per_step=60,
+        learning_rate=4e-3,
+        decay_from=0.5,
+        max_new_tokens=16,
+    ),
 )
-TESTS = 200
-"""Held-out tasks on which it is measured."""
-
-
-def main(config: TrainConfig) -> None:
-    """Measure, train, measure again."""
-    console, out = Console(), config.out
-    make_env = partial(make, config.env, **config.environment_arguments())
-    fresh = partial(tiny_from_env, make_env, seed=config.seed, rope_theta=100)
-    student = load_model(config.model) if config.model else fresh()
-    limits = {"max_tokens": config.max_tokens, "max_new_tokens": config.max_new_tokens}
-    look = partial(measure, make_env=make_env, tasks=make_env().tasks("test")[:TESTS], **limits)
-    before = look(*student, path=out / "before.jsonl").success
-    with Progress(console, f"{config.recipe} on {config.env}") as bar:
-        for row in train(config, model=student):
-            bar.show(row, total=config.steps)
-            shares = "{teacher_share:.2f} of the turns, meant {teacher_odds:.2f}".format(**row)
-            console.print(f"round {row['step']}: the teacher took {shares}")
-    after = look(*load_model(str(out / "model")), path=out / "after.jsonl").success
-    console.print(f"success {before} before, {after} after; the model is in {out}/model")
-
 
 if __name__ == "__main__":
-    main(tyro.cli(TrainConfig, default=PLAN))
+    raise SystemExit(run_lesson(asked(DAGGER, tyro.cli)))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tyro
 
-from turnwise.trainers.lesson import CRAFT_RL, Lesson, run_lesson
+from turnwise.trainers.lesson import CRAFT_RL, Lesson, asked, run_lesson
 
 GRPO = Lesson(
     out=Path("runs/grpo"),
@@ -22,4 +22,4 @@ GRPO = Lesson(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(run_lesson(tyro.cli(Lesson, default=GRPO)))
+    raise SystemExit(run_lesson(asked(GRPO, tyro.cli)))

@@ -13,9 +13,10 @@ stopped.
 
 import tyro
 
+from turnwise.trainers.lesson import asked
 from turnwise.trainers.schooling import Schooling, run_schooling
 
 PIPELINE = Schooling()
 
 if __name__ == "__main__":
-    raise SystemExit(run_schooling(tyro.cli(Schooling, default=PIPELINE)))
+    raise SystemExit(run_schooling(asked(PIPELINE, tyro.cli)))

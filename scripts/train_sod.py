@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tyro
 
-from turnwise.trainers.lesson import CRAFT_RL, Lesson, run_lesson
+from turnwise.trainers.lesson import CRAFT_RL, Lesson, asked, run_lesson
 
 SOD = Lesson(
     out=Path("runs/sod"),
@@ -23,4 +23,4 @@ SOD = Lesson(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(run_lesson(tyro.cli(Lesson, default=SOD)))
+    raise SystemExit(run_lesson(asked(SOD, tyro.cli)))

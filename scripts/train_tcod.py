@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from turnwise.trainers.lesson import CRAFT_RL, Lesson, run_lesson
+from turnwise.trainers.lesson import CRAFT_RL, Lesson, asked, run_lesson
 
 TCOD = Lesson(
     out=Path("runs/tcod"),
@@ -23,4 +23,4 @@ TCOD = Lesson(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(run_lesson(tyro.cli(Lesson, default=TCOD)))
+    raise SystemExit(run_lesson(asked(TCOD, tyro.cli)))

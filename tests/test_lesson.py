@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
 from turnwise.agents.record import read_records
 from turnwise.trainers.lesson import (
     CRAFT_RL,
     CRAFT_SFT,
     Lesson,
+    asked,
     run_lesson,
 )
 from turnwise.trainers.recipes import recipe
@@ -111,12 +113,41 @@ def test_a_method_without_a_teacher_makes_none(once, tmp_path):
     assert list(json.loads((tmp_path / "summary.json").read_text())) == ["before", "after"]
 
 
-@pytest.mark.parametrize("name", ["grpo", "sod", "tcod"])
-def test_a_script_is_short_and_names_its_method(name):
+def script(name) -> Lesson:
+    """The lesson of a script."""
     path = SCRIPTS / f"train_{name}.py"
-    assert len(path.read_text().splitlines()) < 60
     found = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
-    plan = getattr(module, name.upper()).train
+    return getattr(module, name.upper())
+
+
+@pytest.mark.parametrize("name", ["sod", "dagger", "pipeline"])
+def test_another_environment_alone_has_no_arguments_of_the_scripts_own(name):
+    own = script(name)
+    assert asked(own, tyro.cli, []) == own
+    assert asked(own, tyro.cli, ["--env", own.env]) == own
+    sokoban = asked(own, tyro.cli, ["--env", "turnwise/Sokoban-v1"])
+    assert sokoban.env_kwargs == "{}" and sokoban.make_env().tasks("train")
+    named = asked(own, tyro.cli, ["--env", "turnwise/Sokoban-v1", "--env-kwargs", own.env_kwargs])
+    assert named.env_kwargs == own.env_kwargs
+
+
+def test_dagger_measures_goes_on_and_has_floors_like_the_others(tmp_path):
+    brief = {"steps": 2, "tasks_per_step": 2, "group_size": 2, "updates_per_step": 1}
+    own = script("dagger")
+    plan = replace(own, out=tmp_path, test_tasks=2, train=replace(own.train, **brief))
+    assert run_lesson(plan) == 0
+    first = made(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary) == ["before", "after"] and summary["before"]["floors"]
+    assert run_lesson(plan) == 0
+    assert made(tmp_path) == first
+
+
+@pytest.mark.parametrize("name", ["grpo", "sod", "tcod", "dagger"])
+def test_a_script_is_short_and_names_its_method(name):
+    path = SCRIPTS / f"train_{name}.py"
+    assert len(path.read_text().splitlines()) < 60
+    plan = script(name).train
     assert recipe(plan.recipe, **plan.options_of_recipe()).name.startswith(name)

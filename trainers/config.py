@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from turnwise.agents.renderer import checked_recall
+from turnwise.trainers.recipe import Recipe, mixed_rewards
+from turnwise.trainers.surrogates import Importance, token_mask, truncated, uncorrected, veto
+
+IMPORTANCE: dict[str, Importance] = {
+    "none": uncorrected,
+    "tis": truncated(),
+    "mask": token_mask(),
+    "veto": veto(),
+}
+"""Corrections that a configuration can name; a recipe may have any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,12 @@ class TrainConfig:
     """Train low-rank adapters instead of all weights; 0 trains all."""
     correct_mismatch: bool = False
     """Recompute log-probabilities before a step, for an engine that is not exact (`engine_gap`)."""
+    importance: str = ""
+    """Of w = pi_trainer / pi_engine, with `correct_mismatch`: "tis" weighs a token by min(w, 2),
+    "mask" by w within .5 to 2 and by 0 elsewhere, "veto" drops a trajectory with a token of
+    w < 1e-4, "none" weighs nothing; by default what the recipe has."""
+    dynamic: bool = False
+    """Play further groups in place of those whose attempts all earned the same."""
     seed: int = 0
     """Of everything that is random."""
     prompt_replay: float = 0.0
@@ -144,6 +160,7 @@ class TrainConfig:
             )
         if self.rank_timeout_s <= 0:
             raise ValueError(f"rank_timeout_s must be above 0, got {self.rank_timeout_s}")
+        self._require_importance()
         if self.recall is not None:
             checked_recall(self.recall)
         for name in ("lora_rank", "checkpoint_every", "pipeline_depth", "retries"):
@@ -154,6 +171,23 @@ class TrainConfig:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         self.environment_arguments()
         self.options_of_recipe()
+
+    def _require_importance(self) -> None:
+        if self.importance and self.importance not in IMPORTANCE:
+            raise ValueError(
+                f"importance is one of {', '.join(IMPORTANCE)}, got {self.importance!r}"
+            )
+        if self.importance and not self.correct_mismatch:
+            raise ValueError(
+                f"importance {self.importance!r} compares recomputed log-probabilities with the "
+                "engine's: set correct_mismatch, too"
+            )
+
+    def adapted(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the pieces that this run exchanges."""
+        if self.importance:
+            recipe = replace(recipe, importance=IMPORTANCE[self.importance])
+        return replace(recipe, keep_group=mixed_rewards) if self.dynamic else recipe
 
     def environment_arguments(self) -> dict[str, Any]:
         """Return `env_kwargs` as a dict. Raises ValueError: it is not a JSON object."""

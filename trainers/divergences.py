@@ -177,6 +177,18 @@ def likelihood(scores: Scores) -> Tensor:
     return -scores.chosen_M
 
 
+def entries_read(direct: Direct) -> float:
+    """Return how many of the teacher's likeliest tokens a loss reads, besides the token itself.
+
+    Infinity for all of the vocabulary; also for a loss that is not of this file.
+    """
+    if direct in (k2, rho_k3, likelihood):
+        return 0
+    if not isinstance(direct, partial) or direct.func is not _top_k:
+        return math.inf
+    return int(direct.keywords["k"]) if direct.keywords["support"] is of_teacher else math.inf
+
+
 def _bounded_exp(log_M: Tensor) -> Tensor:
     return log_M.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
 

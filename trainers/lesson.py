@@ -12,10 +12,11 @@ Every stage leaves its result in the run folder. The same command again goes on 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -60,16 +61,21 @@ class Lesson:
     env: str = "turnwise/Craft-v1"
     """An id that `turnwise list` shows, or `module:Class`; it has an `expert()`."""
     env_kwargs: str = '{"depth": [1, 2], "distractors": 0}'
-    """JSON arguments of the environment."""
+    """JSON arguments of the environment. In a script they belong to its own environment; another
+    `--env` has none by default."""
     student: str = ""
     """Folder or Hugging Face name of the model to train; by default one is made."""
     teacher: str = ""
     """Folder or name of a model with the same tokenizer; by default one is made if need be."""
+    rope_theta: float = 30.0
+    """Base of the rotary positions of models that are made, the larger the longer an episode; see
+    `turnwise.trainers.tiny.tiny_model`."""
     seed: int = 0
     test_tasks: int = 300
     """Held-out tasks of the test split."""
     student_sft: WarmUp = CRAFT_SFT
-    """How a student that is made imitates the expert; it stops at `target`, early."""
+    """How a student that is made imitates the expert; it stops at `target`, early. With 0 steps it
+    begins at random weights."""
     teacher_sft: WarmUp = TEACHER_SFT
     """How a teacher that is made imitates it."""
     teacher_rl: TrainConfig = CRAFT_RL
@@ -94,6 +100,22 @@ class Lesson:
             first_task=first,
             resume=where.exists(),
         )
+
+
+L = TypeVar("L", bound=Lesson)
+
+
+def asked(default: L, read: Callable[..., L], args: Sequence[str] | None = None) -> L:
+    """Return what the command line asks for; another --env alone has no --env-kwargs.
+
+    Args:
+        default: a script's own lesson.
+        read: `tyro.cli`.
+        args: None takes those of the process.
+    """
+    chosen = read(type(default), default=replace(default, env_kwargs=""), args=args)
+    kwargs = default.env_kwargs if chosen.env == default.env else "{}"
+    return replace(chosen, env_kwargs=chosen.env_kwargs or kwargs)
 
 
 def run_lesson(lesson: Lesson) -> int:
@@ -132,14 +154,15 @@ def imitation(lesson: Lesson, name: str, plan: WarmUp, console: Console) -> Stag
     limits = {"max_tokens": lesson.train.max_tokens, "max_new_tokens": lesson.train.max_new_tokens}
     plan = replace(plan, **limits)
     wanted = {"env": lesson.env, "env_kwargs": lesson.env_kwargs, "seed": lesson.seed}
-    wanted |= {"from": lesson.student, **plan_to_json(plan)}
+    wanted |= {"rope_theta": lesson.rope_theta, "from": lesson.student, **plan_to_json(plan)}
     return Stage(name, wanted, partial(_imitated, lesson, name, plan, console))
 
 
 def _imitated(lesson: Lesson, name: str, plan: WarmUp, console: Console, folder: Path) -> Path:
     with Progress(console, f"{name}: imitating the expert") as bar:
         model, tokenizer = _beginner(lesson, name)
-        warm_up(model, tokenizer, lesson.make_env, plan, seed=lesson.seed, watch=bar.show)
+        if plan.steps:
+            warm_up(model, tokenizer, lesson.make_env, plan, seed=lesson.seed, watch=bar.show)
     return save_model(model, tokenizer, folder)
 
 
@@ -147,7 +170,8 @@ def _beginner(lesson: Lesson, name: str) -> tuple[nn.Module, Any]:
     """Return the weights that imitation starts from; all have the student's tokenizer."""
     if lesson.student:
         return load_model(lesson.student)
-    shape = TEACHER if name == "teacher" else {}
+    shape = dict(TEACHER) if name == "teacher" else {}
+    shape |= {"rope_theta": lesson.rope_theta}
     return tiny_from_env(lesson.make_env, seed=lesson.seed, **shape)
 
 

@@ -128,7 +128,7 @@ def train(
         RankFailed, RankLost: of several processes another one failed, or is gone.
     """
     ranks.join(config.processes, config.rank_timeout_s)
-    recipe = recipe or recipe_named(config.recipe, **config.options_of_recipe())
+    recipe = config.adapted(recipe or recipe_named(config.recipe, **config.options_of_recipe()))
     recipe = for_depth(recipe, config.pipeline_depth)
     make_env = make_env or partial(make, config.env, **config.environment_arguments())
     env = make_env()

@@ -13,10 +13,11 @@ best weights (`turnwise.trainers.guard`). Each stage's model is evaluated on dev
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -152,7 +153,7 @@ def _learn_while_it_helps(
 
     best = Best(model, probe, folder)
     forget_unprobed(folder, best, guard)
-    rows = train(config, model=(model, tokenizer))
+    rows = cast(Generator[dict[str, Any]], train(config, model=(model, tokenizer)))
     with Progress(console, f"{folder.name}: {config.recipe}, guarded") as bar:
         for row in leave_on_success(rows, best, guard, until=config.steps):
             bar.show(row, total=config.steps)

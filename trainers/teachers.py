@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,28 @@ def _of_the_student(scores_MV: Tensor, vocabulary: int) -> Tensor:
             "student's embeddings to the teacher's, or learn from its text with dagger"
         )
     return scores_MV if width == vocabulary else scores_MV[:, :vocabulary].log_softmax(-1)
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """A teacher that can say what a token costs without the rest of the vocabulary."""
+
+    def chosen(self, packed: Packed) -> Tensor:
+        """Return log T of each trained token, nats, float32; NaN where there is no score. [M]"""
+        ...
+
+
+def chosen_by(teacher: Teacher, packed: Packed, vocabulary: int) -> Tensor:
+    """Return log T of each trained token, from all of the vocabulary if there is no other way. [M]
+
+    Raises:
+        TeacherMismatch: see `scores_by`.
+    """
+    if isinstance(teacher, Chooses):
+        chosen_M = teacher.chosen(packed)
+        _require_rows(chosen_M, packed)
+        return chosen_M
+    return scores_by(teacher, packed, vocabulary).gather(-1, packed.target_M[:, None])[:, 0]
 
 
 def _require_rows(scores_MV: Tensor, packed: Packed) -> None:

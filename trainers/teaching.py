@@ -19,7 +19,7 @@ from turnwise.trainers.divergences import rkl
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.mixes import Progress
 from turnwise.trainers.surrogates import token_mean
-from turnwise.trainers.teachers import Teacher, scores_by
+from turnwise.trainers.teachers import Teacher, chosen_by, scores_by
 from turnwise.trainers.tokens import TokenTable
 from turnwise.trainers.turns import TurnTable
 
@@ -116,18 +116,22 @@ def score(
 def _score_part(
     packed: Packed, learner: Learner, teacher: Teacher, needs: Sequence[Column]
 ) -> dict[str, Tensor]:
-    teacher_MV = scores_by(teacher, packed, learner.vocabulary)
-    found = {"teacher_M": teacher_MV.gather(-1, packed.target_M[:, None])[:, 0]}
+    found: dict[str, Tensor] = {}
+    if {"top", *OF_STUDENT} & set(needs):
+        teacher_MV = scores_by(teacher, packed, learner.vocabulary)
+        found["teacher_M"] = teacher_MV.gather(-1, packed.target_M[:, None])[:, 0]
+        if "top" in needs:
+            found["top_M"] = teacher_MV.max(-1).values.exp()
+        if OF_STUDENT & set(needs):
+            found |= _of_both(learner.log_distribution(packed), teacher_MV, needs)
+    else:
+        found["teacher_M"] = chosen_by(teacher, packed, learner.vocabulary)
     if "reference" in needs:
         found["reference_M"] = learner.reference_logprobs(packed)
-    if "top" in needs:
-        found["top_M"] = teacher_MV.max(-1).values.exp()
     if "against" in needs:
         bare = [replace(row, hint=(), hint_at=0) for row in packed.rows]
-        again = scores_by(teacher, replace(packed, rows=bare), learner.vocabulary)
-        found["against_M"] = again.gather(-1, packed.target_M[:, None])[:, 0]
-    if OF_STUDENT & set(needs):
-        found |= _of_both(learner.log_distribution(packed), teacher_MV, needs)
+        again = replace(packed, rows=bare)
+        found["against_M"] = chosen_by(teacher, again, learner.vocabulary)
     return found
 
 

@@ -16,6 +16,7 @@ from turnwise.envs.types import Episode
 from turnwise.trainers.batch import Row
 from turnwise.trainers.contexts import with_context
 from turnwise.trainers.distillation import Distillation
+from turnwise.trainers.engine_teacher import EngineTeacher
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.mixes import Progress
 from turnwise.trainers.model import load_model
@@ -37,11 +38,16 @@ class Tutor:
         teacher: who scores.
         steps: of the whole run.
         renderer: for the text of a privileged context.
+
+    Raises:
+        TeacherMismatch: the recipe reads more of the teacher than its engine gives.
     """
 
     def __init__(
         self, how: Distillation, teacher: Teacher, steps: int, renderer: Renderer | None = None
     ) -> None:
+        if isinstance(teacher, EngineTeacher):
+            teacher.require(how)
         self.how, self.teacher, self.steps, self.renderer = how, teacher, steps, renderer
         self.success: list[float] = []
         self.drift: list[float] = []
