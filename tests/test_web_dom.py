@@ -51,8 +51,8 @@ def nested(children):
     found = []
     for child in children:
         if not isinstance(child, str):
-            tag, attrs, below = child if isinstance(child, list) else (
-                child.tag, child.attrs, child.children
+            tag, attrs, below = (
+                child if isinstance(child, list) else (child.tag, child.attrs, child.children)
             )
             found.append([tag, attrs, nested(below)])
         elif found and isinstance(found[-1], str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import os
@@ -434,6 +435,27 @@ def test_a_browser_that_is_leased_again_within_its_linger_is_the_same():
     assert first is second and second.alive
 
 
+def test_who_waits_for_a_place_in_the_browser_is_not_held_to_its_deadline(monkeypatch):
+    need_browser()
+    browser, working, most = lease_chromium(), [], []
+    monkeypatch.setattr(browser, "_places", threading.BoundedSemaphore(2))
+
+    async def work(number):
+        working.append(number)
+        most.append(len(working))
+        await asyncio.sleep(0.7)
+        working.remove(number)
+        return number
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            done = pool.map(lambda number: browser.run(work(number), timeout_s=2.0), range(8))
+            assert list(done) == list(range(8))  # after 2.8 s of waiting and working
+        assert max(most) == 2 and browser.alive
+    finally:
+        release_chromium(browser)
+
+
 def test_many_environments_at_once_do_not_hold_each_other_up():
     need_browser()
 
@@ -596,7 +618,9 @@ def test_a_picture_holds_all_that_the_window_says_is_in_view(view_lines):
             places = tab._run(tab._page.evaluate(PLACES))
             assert len(places) == len(env.page.elements)
             top, bottom = seen_in_picture(env)
-            held = [p for e, p in zip(env.page.elements, places, strict=True) if env.window.holds(e)]
+            held = [
+                p for e, p in zip(env.page.elements, places, strict=True) if env.window.holds(e)
+            ]
             assert held and all(top <= a and b <= bottom for a, b in held)
             if env.step("scroll down")[2:4] != (False, False):
                 break
