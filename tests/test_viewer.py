@@ -6,12 +6,12 @@ import html
 import json
 import math
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from browsers import need_browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +19,7 @@ from turnwise.agents import charts
 from turnwise.agents.statistics import EMPTY, Interval, mean_t, wilson
 from turnwise.agents.viewer import Exhibit, Headline, Table, write_report
 from turnwise.envs.types import Episode, Outcome, Segment, Task, Turn
+from turnwise.envs.web.chromium import find_program
 
 HOSTILE = [
     "</script><script>document.title='owned'</script>",
@@ -237,14 +238,15 @@ def test_a_range_bar_never_leaves_its_track(a, b, c):
     assert all(0 <= float(share) <= 100 for share in re.findall(r":([\d.e-]+)%", bar))
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_a_browser_shows_the_episodes_and_runs_nothing_of_them(tmp_path):
+    need_browser()
+    program = find_program()
     page = tmp_path / "r.html"
     shown = [Exhibit(episode(text, id=f"e{k}"), "after") for k, text in enumerate(HOSTILE)]
     write_report(page, title="safe", episodes=shown, decode=lambda ids: HOSTILE[ids[0] - 7])
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
     more = "--disable-background-networking --disable-component-update --dump-dom"
-    command = ["chromium", *flags.split(), *more.split(), f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [program, *flags.split(), *more.split(), f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run(
         [*command, f"{page.as_uri()}#episode-3"], capture_output=True, text=True, timeout=120
     )

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from turnwise.envs.extras import MissingExtra
 from turnwise.envs.web import chromium
 
 
@@ -64,6 +65,22 @@ def test_a_browser_is_closed_while_the_lock_is_free(shared, alive, monkeypatch):
     shared.alive = alive
     chromium.close_idle() if alive else chromium.lease_chromium()
     assert free == [True]
+
+
+def test_the_headless_shell_is_taken_where_both_are_there(tmp_path, monkeypatch):
+    monkeypatch.delenv(chromium.PROGRAM_VARIABLE, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("chromium", "chromium-headless-shell"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+        assert chromium.find_program() == str(tmp_path / name)
+
+
+def test_a_machine_without_a_browser_is_told_which_one_to_install(tmp_path, monkeypatch):
+    monkeypatch.delenv(chromium.PROGRAM_VARIABLE, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingExtra, match="apt-get install chromium-headless-shell"):
+        chromium.find_program()
 
 
 def test_a_browser_that_is_used_is_not_ended(shared):

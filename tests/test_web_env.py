@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import os
 import random
@@ -432,6 +433,27 @@ def test_a_browser_that_is_leased_again_within_its_linger_is_the_same():
     second = lease_chromium()
     release_chromium(second)
     assert first is second and second.alive
+
+
+def test_who_waits_for_a_place_in_the_browser_is_not_held_to_its_deadline(monkeypatch):
+    need_browser()
+    browser, working, most = lease_chromium(), [], []
+    monkeypatch.setattr(browser, "_places", threading.BoundedSemaphore(2))
+
+    async def work(number):
+        working.append(number)
+        most.append(len(working))
+        await asyncio.sleep(0.7)
+        working.remove(number)
+        return number
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            done = pool.map(lambda number: browser.run(work(number), timeout_s=2.0), range(8))
+            assert list(done) == list(range(8))  # after 2.8 s of waiting and working
+        assert max(most) == 2 and browser.alive
+    finally:
+        release_chromium(browser)
 
 
 def test_many_environments_at_once_do_not_hold_each_other_up():
