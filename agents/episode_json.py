@@ -19,8 +19,9 @@ from turnwise.envs.types import Episode, Outcome, Segment, Stop, Task, Turn
 
 T = TypeVar("T", bound=Task)
 _TURN_TUPLES = ("context_ids", "action_ids", "logprobs", "calls", "nondet", "label_ids")
-_SELDOM = ("nondet", "label", "label_ids", "label_error")
-"""Left out where they are empty: few environments read anything from outside, few runs label."""
+_SELDOM = ("kind", "nondet", "label", "label_ids", "label_error")
+"""Left out where they are empty: few environments tell kinds of turns apart or read anything from
+outside, few runs label."""
 
 
 class TaskChanged(ValueError):

@@ -87,6 +87,7 @@ class _Live:
     turns: list[Turn] = field(default_factory=list)
     observation: str = ""
     state: str = ""
+    kind: str = ""
     reply: Reply | None = None
     policy_s: float = 0.0
     nondet: tuple[Any, ...] = ()
@@ -184,6 +185,7 @@ class _Scheduler:
 
     def _ask(self, live: _Live, observation: str, news: Sequence[Message], info: Any) -> None:
         live.observation, live.state = observation, info.get("state", "")
+        live.kind = str(info.get("kind", ""))
         live.reply, live.asked = None, time.perf_counter()
         live.seat.messages += news
         (self.prelude if live.in_prelude else self.policy).submit(live.seat, news)
@@ -320,6 +322,7 @@ def _turn(live: _Live, reply: Reply, reward: float, info: Any, env_s: float) -> 
         "executor": reply.executor,
         "state_before": live.state,
         "state_after": info.get("state", ""),
+        "kind": live.kind,
         "env_s": env_s,
         "policy_s": live.policy_s,
         "nondet": tuple(info.get("nondet") or ()),

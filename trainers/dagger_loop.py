@@ -35,7 +35,13 @@ from turnwise.trainers.run_folder import RunFolder
 from turnwise.trainers.teachers import ModelTeacher, frozen, require_same_vocabulary
 from turnwise.trainers.turns import turn_table
 from turnwise.trainers.tutor import NoTeacher, Tutor
-from turnwise.trainers.watch import TooManyLost, mean_of, require_enough, rollout_metrics
+from turnwise.trainers.watch import (
+    TooManyLost,
+    env_steps,
+    mean_of,
+    require_enough,
+    rollout_metrics,
+)
 from turnwise.trainers.watch_labels import said_in
 
 if TYPE_CHECKING:
@@ -157,6 +163,7 @@ class Rounds:
         self.trainee.publish()
         seconds = {"rollout_cpu_s": between - start, "update_cpu_s": time.process_time() - between}
         updates = self.trainee.learner.updates
+        metrics["env_steps"] = env_steps(episodes)
         return metrics | seconds | {"step": step + 1, "policy_version": updates}
 
     def _play(self, step: int, roll_in: RollIn) -> list[Group]:
