@@ -175,7 +175,7 @@ class Turn:
     """Canonical state hash when the agent acted: the anchor of GiGPO and turn-RLOO."""
     state_after: str = ""
     kind: str = ""
-    """What sort of situation the agent acted in, where the environment says (`info["kind"]`): a word
+    """The situation that the agent acted in, where the environment says (`info["kind"]`): a word
     to split metrics by."""
     env_s: float = 0.0
     policy_s: float = 0.0
