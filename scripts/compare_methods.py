@@ -15,6 +15,7 @@ from pathlib import Path
 import tyro
 
 from turnwise.trainers.contest import Arm, Experiment, Models, School
+from turnwise.trainers.curriculum import b2f, f2b, steadily
 from turnwise.trainers.equal_start import StartPlan
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.results_page import write_page
@@ -27,28 +28,33 @@ MODELS = Models(
     teacher={"hidden": 80, "layers": 2, "ffn": 160, **SHAPE},
 )
 LONG = {"stages": 12, "turns": 24, "progress": 1.0}
-FAILING = {"stages": 8, "turns": 16, "p_fail": 0.15, "progress": 1.0}
-SLIPPING = {"stages": 8, "turns": 16, "p_slip": 0.05, "progress": 1.0}
+PHASED = {**LONG, "phased": True}
+FAILING = {"stages": 8, "turns": 16, "phased": True, "p_fail": 0.15, "progress": 1.0}
+SLIPPING = {"stages": 8, "turns": 16, "phased": True, "p_slip": 0.05, "progress": 1.0}
 
 KNOWS = StartPlan(target=0.97, tolerance=0.05, steps=500, learning_rate=4e-3, check_below=0.05)
-CLEAN = School(env={**LONG}, start=KNOWS)
-CLEAN_PHASED = School(env={**LONG, "phased": True}, start=KNOWS)
+CLEAN = School(env=PHASED, start=KNOWS)
+"""Knows the way, and nothing else: it has never seen a failure or a side branch."""
+CLEAN_STATIONARY = School(env=LONG, start=KNOWS)
 ROBUST = School(
-    env={**LONG, "p_fail": 0.15, "p_slip": 0.1},
+    env={**PHASED, "p_fail": 0.15, "p_slip": 0.1},
     start=replace(KNOWS, target=0.9, check_below=0.15),
-    demos=2500,
     noise=0.25,
 )
 """Taught where tools fail and hands slip, beside actions of chance: it knows every way back."""
 
 
-def begins(target: float, noise: float = 0.0, **env: object) -> School:
-    """Return how a student is brought to this progress."""
-    return School(env=env, start=StartPlan(target=target), noise=noise)
+def begins(target: float, **env: object) -> School:
+    """Return how a student is brought to this progress: it has seen failures and ways back."""
+    return School(env={**env, "p_fail": 0.15}, start=StartPlan(target=target), noise=0.1)
 
 
-BEGINNER = begins(0.65, noise=0.1, **FAILING)
-"""Has seen failures and ways back; where all but the phases begin."""
+BEGINNER = begins(0.5, **PHASED)
+"""Where all begin whose world has phases."""
+SHELTERED = School(
+    env={"stages": 8, "turns": 16, "phased": True}, start=StartPlan(target=0.4), demos=800
+)
+"""Has seen the expert's way alone, as most demonstrations show it."""
 
 
 # Controls: what is taken out of a method, one thing at a time.
@@ -78,16 +84,29 @@ def anchored(recipe: Recipe) -> Recipe:
     return replace(recipe, kl_coefficient=0.0)
 
 
+def front_to_back(recipe: Recipe) -> Recipe:
+    """One more turn at each step: TCOD-F2B."""
+    return replace(recipe, curriculum=f2b(steadily(1)))
+
+
+def back_to_front(recipe: Recipe) -> Recipe:
+    """One turn earlier at each step, and one turn to spare: TCOD-B2F."""
+    return replace(recipe, curriculum=b2f(steadily(1), slack=1))
+
+
 def arms_of_tcod(teacher: str) -> dict[str, Arm]:
-    """Return OPD, its curricula, and what a curriculum must be told from."""
-    arm = partial(Arm, teacher=teacher, rate_of="OPD")
-    own = partial(Arm, teacher=teacher)
+    """Return OPD, its curricula, and what a curriculum must be told from.
+
+    All distil by the exact reverse KL over the vocabulary (`gkd` at beta 1): at these batches the
+    sampled one is mostly noise.
+    """
+    exact = partial(Arm, method="gkd", options={"beta": 1.0}, teacher=teacher)
     arms = (
-        own(name="OPD", method="opd"),
-        own(name="F2B", method="tcod_f2b", options={"every": 1}),
-        own(name="B2F, slack 1", method="tcod_b2f", options={"every": 1}, rate_of="F2B"),
-        arm(name="OPD, tight turn limit", method="opd", env={"turns": 13}),
-        arm(name="OPD, constant cut T/4", method="opd", plan={"max_turns": 6}),
+        exact(name="OPD"),
+        exact(name="F2B", change=front_to_back),
+        exact(name="OPD, tight turn limit", env={"turns": 13}, rate_of="OPD"),
+        exact(name="OPD, constant cut T/4", plan={"max_turns": 6}, rate_of="OPD"),
+        exact(name="B2F, slack 1", change=back_to_front, rate_of="F2B"),
     )
     return {each.name: each for each in arms}
 
@@ -109,7 +128,8 @@ SOD_PAIRS = (
 )
 CREDIT_PAIRS = (("turn_rloo", "GRPO"), ("GiGPO", "GRPO"), ("HGPO", "GRPO"))
 
-RL = {"tasks_per_step": 4, "group_size": 8}
+RL = {"tasks_per_step": 4, "group_size": 8, "updates_per_step": 1}
+WIDE = {"tasks_per_step": 8, "group_size": 2}
 GRPO = Arm(name="GRPO", method="grpo", change=anchored)
 TURN_RLOO = Arm(name="turn_rloo", method="turn_rloo", options={"history_turns": 0})
 CREDIT = (
@@ -126,11 +146,10 @@ def arms_of_sod(teacher: str) -> dict[str, Arm]:
     arms = (
         Arm(name="SOD", method="sod", teacher=teacher),
         control(name="OPD + GRPO", change=unweighted),
-        control(name="OPD", change=unweighted, options={"reward": False}),
+        GRPO,
         control(name="uniform weights", change=uniform),
         control(name="permuted weights", change=shuffled),
-        control(name="SOD, d_1 of the batch", options={"by_batch": True}),
-        GRPO,
+        control(name="OPD", change=unweighted, options={"reward": False}),
     )
     return {each.name: each for each in arms}
 
@@ -146,7 +165,7 @@ def pipeline(teacher: str) -> tuple[Arm, ...]:
 
 
 def imitation(name: str, method: str, labels: int, slip: bool = True, **options: object) -> Arm:
-    """Return an arm of about so many labels in 4 rounds, 160 updates in all."""
+    """Return an arm of about so many labels in 4 rounds, 40 updates in all."""
     return Arm(
         name=f"{name}, {labels} labels",
         method=method,
@@ -156,46 +175,46 @@ def imitation(name: str, method: str, labels: int, slip: bool = True, **options:
             "steps": 4,
             "tasks_per_step": round(labels / 4 / 2 / 10),
             "group_size": 2,
-            "updates_per_step": 40,
+            "updates_per_step": 10,
         },
     )
+
+
+WITHOUT, WITH = "SFT, demonstrations without slips", "SFT, demonstrations with slips"
+DAGGER, TO_NOTHING = "DAgger, beta to .6", "DAgger, beta to 0"
 
 
 def arms_of_dagger(labels: int) -> tuple[Arm, ...]:
     """Return DAgger and demonstrations, with and without the slips that it is tested under."""
     return (
-        imitation("SFT, demonstrations without slips", "sft", labels, slip=False),
-        imitation("SFT, demonstrations with slips", "sft", labels),
-        imitation("DAgger, beta to .6", "dagger", labels),
-        imitation("DAgger, beta to 0", "dagger", labels, fall=0.34, least=0.0),
+        imitation(WITHOUT, "sft", labels, slip=False),
+        imitation(WITH, "sft", labels),
+        imitation(DAGGER, "dagger", labels),
     )
 
 
-def dagger_pairs(*labels: int) -> tuple[tuple[str, str], ...]:
-    """Return DAgger against both kinds of demonstrations."""
-    rivals = ("SFT, demonstrations without slips", "SFT, demonstrations with slips")
-    return tuple(
-        (f"DAgger, beta to .6, {n} labels", f"{rival}, {n} labels")
-        for n in labels
-        for rival in rivals
-    )
+def dagger_pairs(labels: int) -> tuple[tuple[str, str], ...]:
+    """Return DAgger against both kinds of demonstrations, and these against each other."""
+    pairs = ((DAGGER, WITHOUT), (DAGGER, WITH), (WITH, WITHOUT))
+    return tuple((f"{one}, {labels} labels", f"{other}, {labels} labels") for one, other in pairs)
 
 
 TCOD, TCOD_ROBUST = arms_of_tcod("clean"), arms_of_tcod("robust")
 SOD, SOD_ROBUST = arms_of_sod("clean"), arms_of_sod("robust")
-experiment = partial(Experiment, models=MODELS)
+experiment = partial(Experiment, models=MODELS, tests=96)
 
 EXPERIMENTS = (
     experiment(
         name="tcod_phased",
         title="TCOD: 12 stages in three phases, a clean teacher",
         claim="Does a temporal curriculum help where late skills cannot be learnt early?",
-        env={**LONG, "phased": True},
-        beginning=begins(0.3, phased=True, **LONG),
-        teachers={"clean": CLEAN_PHASED},
+        env=PHASED,
+        beginning=SHELTERED,
+        teachers={"clean": CLEAN},
         arms=tuple(TCOD.values()),
         pairs=TCOD_PAIRS,
-        budget=16_000,
+        plan=WIDE,
+        budget=8_000,
     ),
     experiment(
         name="sod_clean",
@@ -207,7 +226,19 @@ EXPERIMENTS = (
         arms=tuple(SOD.values()),
         pairs=SOD_PAIRS,
         plan=RL,
-        budget=12_000,
+        budget=40_000,
+    ),
+    experiment(
+        name="pipeline_clean",
+        title="Pipeline: distillation until success stops rising, then the reward; a clean teacher",
+        claim="Is leaving the teacher on success never worse than the best single method?",
+        env=FAILING,
+        beginning=BEGINNER,
+        teachers={"clean": CLEAN},
+        arms=(*pipeline("clean"), SOD["SOD"], GRPO),
+        pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "SOD", "GRPO")),
+        plan=RL,
+        budget=40_000,
     ),
     experiment(
         name="turn_credit",
@@ -218,42 +249,7 @@ EXPERIMENTS = (
         arms=CREDIT,
         pairs=CREDIT_PAIRS,
         plan=RL,
-        budget=16_000,
-    ),
-    experiment(
-        name="dagger",
-        title="DAgger: hands slip",
-        claim="Do labels on the student's own states beat demonstrations?",
-        env={**SLIPPING, "p_slip": 0.1},
-        arms=(*arms_of_dagger(1500), *arms_of_dagger(6000)),
-        pairs=dagger_pairs(1500, 6000),
-        budget=0,
-        rates=(5e-3,),
-    ),
-    experiment(
-        name="pipeline_clean",
-        title="Pipeline: distillation until success stops rising, then the reward; a clean teacher",
-        claim="Is leaving the teacher on success never worse than the best single method?",
-        env=FAILING,
-        beginning=BEGINNER,
-        teachers={"clean": CLEAN},
-        arms=(*pipeline("clean"), SOD["SOD"], GRPO),
-        pairs=tuple(
-            ("F2B, then turn_rloo", rival) for rival in ("F2B", "turn_rloo", "SOD", "GRPO")
-        ),
-        plan=RL,
-        budget=12_000,
-    ),
-    experiment(
-        name="tcod_stationary",
-        title="TCOD: 12 stages of one kind, a clean teacher",
-        claim="The same where early and late skills are one skill.",
-        env=LONG,
-        beginning=BEGINNER,
-        teachers={"clean": CLEAN},
-        arms=tuple(TCOD[name] for name in ("OPD", "F2B", "OPD, constant cut T/4")),
-        pairs=TCOD_PAIRS[:1] + TCOD_PAIRS[3:4] + TCOD_PAIRS[5:],
-        budget=16_000,
+        budget=40_000,
     ),
     experiment(
         name="sod_robust",
@@ -265,7 +261,7 @@ EXPERIMENTS = (
         arms=tuple(SOD_ROBUST[name] for name in ("SOD", "OPD + GRPO")),
         pairs=SOD_PAIRS[1:2],
         plan=RL,
-        budget=12_000,
+        budget=40_000,
     ),
     experiment(
         name="pipeline_robust",
@@ -277,7 +273,30 @@ EXPERIMENTS = (
         arms=(*pipeline("robust"), SOD_ROBUST["SOD"], SOD_ROBUST["OPD + GRPO"]),
         pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "SOD", "OPD + GRPO")),
         plan=RL,
-        budget=12_000,
+        budget=40_000,
+    ),
+    experiment(
+        name="dagger",
+        title="DAgger: hands slip",
+        claim="Do labels on the student's own states beat demonstrations?",
+        env={**SLIPPING, "p_slip": 0.1},
+        beginning=SHELTERED,
+        arms=(*arms_of_dagger(2000), imitation(TO_NOTHING, "dagger", 2000, fall=0.34, least=0.0)),
+        pairs=dagger_pairs(2000),
+        budget=0,
+        rates=(2e-3, 5e-3),
+    ),
+    experiment(
+        name="tcod_robust",
+        title="TCOD: the three phases, a teacher that knows every way back",
+        claim="Does the curriculum help a student whose teacher is never off its support?",
+        env=PHASED,
+        beginning=SHELTERED,
+        teachers={"robust": ROBUST},
+        arms=tuple(TCOD_ROBUST[name] for name in ("OPD", "F2B")),
+        pairs=TCOD_PAIRS[:1],
+        plan=WIDE,
+        budget=8_000,
     ),
     experiment(
         name="turn_credit_outcome",
@@ -288,53 +307,56 @@ EXPERIMENTS = (
         arms=CREDIT[:2],
         pairs=CREDIT_PAIRS[:1],
         plan=RL,
-        budget=16_000,
-        rates=(3e-3,),
-    ),
-    experiment(
-        name="tcod_robust",
-        title="TCOD: 12 stages of one kind, a teacher that knows every way back",
-        claim="Does the curriculum help a student whose teacher is never off its support?",
-        env=LONG,
-        beginning=BEGINNER,
-        teachers={"robust": ROBUST},
-        arms=tuple(TCOD_ROBUST[name] for name in ("OPD", "F2B")),
-        pairs=TCOD_PAIRS[:1],
-        budget=16_000,
-    ),
-    experiment(
-        name="turn_credit_one_turn",
-        title="Turn-level credit, null: one turn",
-        claim="With one turn there is one credit.",
-        env={"stages": 1, "turns": 1, "progress": 1.0},
-        beginning=begins(0.5, stages=1, turns=1),
-        arms=CREDIT[:2],
-        pairs=CREDIT_PAIRS[:1],
-        plan={"tasks_per_step": 16, "group_size": 8},
-        budget=2_500,
+        budget=40_000,
         rates=(1e-3,),
     ),
     experiment(
         name="tcod_short",
         title="TCOD, null: 3 stages",
         claim="In a short task there is nothing to order.",
-        env={"stages": 3, "turns": 6, "progress": 1.0},
-        beginning=begins(0.3, stages=3, turns=6),
+        env={"stages": 3, "turns": 6, "phased": True, "progress": 1.0},
+        beginning=SHELTERED,
         teachers={"clean": CLEAN},
         arms=tuple(TCOD[name] for name in ("OPD", "F2B")),
         pairs=TCOD_PAIRS[:1],
-        budget=6_000,
-        rates=(3e-3,),
+        plan=WIDE,
+        budget=3_000,
+        rates=(1e-3,),
+    ),
+    experiment(
+        name="tcod_stationary",
+        title="TCOD: 12 stages of one kind, a clean teacher",
+        claim="The same where early and late skills are one skill.",
+        env=LONG,
+        beginning=replace(SHELTERED, env={"stages": 8, "turns": 16}),
+        teachers={"clean": CLEAN_STATIONARY},
+        arms=tuple(TCOD[name] for name in ("OPD", "F2B", "OPD, constant cut T/4")),
+        pairs=TCOD_PAIRS[:1] + TCOD_PAIRS[3:4] + TCOD_PAIRS[5:],
+        plan=WIDE,
+        budget=8_000,
     ),
     experiment(
         name="dagger_null",
         title="DAgger, null: nothing slips",
         claim="Where the expert never leaves its way, labels elsewhere should not help.",
         env={**SLIPPING, "p_slip": 0.0},
-        arms=tuple(arms_of_dagger(1500)[i] for i in (1, 2)),
-        pairs=dagger_pairs(1500)[1:],
+        beginning=SHELTERED,
+        arms=arms_of_dagger(2000)[1:],
+        pairs=dagger_pairs(2000)[1:2],
         budget=0,
         rates=(5e-3,),
+    ),
+    experiment(
+        name="turn_credit_one_turn",
+        title="Turn-level credit, null: one turn",
+        claim="With one turn there is one credit.",
+        env={"stages": 1, "turns": 1, "phased": True, "progress": 1.0},
+        beginning=BEGINNER,
+        arms=CREDIT[:2],
+        pairs=CREDIT_PAIRS[:1],
+        plan=RL,
+        budget=1_500,
+        rates=(1e-3,),
     ),
 )
 

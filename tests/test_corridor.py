@@ -164,5 +164,3 @@ def test_its_words_are_all_that_is_ever_said():
 def test_a_knob_out_of_range_is_refused_by_name(knobs):
     with pytest.raises(ValueError, match=f"{next(iter(knobs))} must"):
         Corridor(**knobs)
-
-

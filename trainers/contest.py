@@ -122,7 +122,7 @@ class Experiment:
     teachers: Mapping[str, School] = field(default_factory=dict)
     budget: int = 20_000
     """Environment steps of a run."""
-    rates: Sequence[float] = (1e-3, 3e-3)
+    rates: Sequence[float] = (3e-4, 1e-3)
     plan: Mapping[str, Any] = field(default_factory=dict)
     """Of `TrainConfig`."""
     models: Models = field(default_factory=Models)

@@ -61,13 +61,14 @@ class _Comparison:
         self.about, self.suite, self.pool = experiment, suite, pool
 
     def write(self) -> None:
-        """Run everything and write the compact results, after each stage what is known."""
+        """Run everything and write the compact results, after each seed what is known."""
         about, suite = self.about, self.suite
         suite.say(f"{about.name}: {len(about.arms)} arms")
         self._each(teacher_of, [(about, name, suite.out) for name in about.teachers])
         tuned = [arm for arm in about.arms if not arm.rate_of and len(about.rates) > 1]
-        seeds = [*(suite.dev_seeds if tuned else ()), *suite.seeds]
-        self._each(beginning, [(about, seed, suite.out) for seed in seeds])
+        if self.pool is not None:  # at once, so that no worker waits for the student of another
+            seeds = [*(suite.dev_seeds if tuned else ()), *suite.seeds]
+            self._each(beginning, [(about, seed, suite.out) for seed in seeds])
         dev = [
             Job(experiment=about, arm=arm, seed=seed, rate=rate, split="dev")
             for arm in tuned
@@ -75,18 +76,23 @@ class _Comparison:
             for rate in about.rates
         ]
         chosen = self._chosen(tuned, self._run(dev))
-        test = [
-            Job(experiment=about, arm=arm, seed=seed, rate=chosen[arm.rate_of or arm.name])
-            for seed in suite.seeds
-            for arm in about.arms
-        ]
-        rows = [_compact(job, result) for job, result in self._run(test)]
         found = {"name": about.name, "budget": about.budget, "rates": chosen}
         found["dev_seeds"] = len(suite.dev_seeds) if tuned else 0
-        found |= {"env": dict(about.env), "floors": floors(about), "rows": rows}
-        suite.results.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=None, separators=(",", ":")).replace('{"arm"', '\n{"arm"')
-        (suite.results / f"{about.name}.json").write_text(text + "\n")
+        found |= {"env": dict(about.env), "floors": floors(about)}
+        rows: list[dict[str, Any]] = []
+        for seed in suite.seeds:
+            test = [
+                Job(experiment=about, arm=arm, seed=seed, rate=chosen[arm.rate_of or arm.name])
+                for arm in about.arms
+            ]
+            rows += [_compact(job, result) for job, result in self._run(test)]
+            self._keep({**found, "rows": rows})
+
+    def _keep(self, found: Mapping[str, Any]) -> None:
+        """Write what is known; a line per run."""
+        self.suite.results.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(found, separators=(",", ":")).replace('{"arm"', '\n{"arm"')
+        (self.suite.results / f"{self.about.name}.json").write_text(text + "\n")
 
     def _chosen(
         self, tuned: Sequence[Arm], dev: Sequence[tuple[Job, Mapping[str, Any]]]
