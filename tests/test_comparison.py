@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from turnwise.agents.rollout import jobs_for, play
 from turnwise.envs.builtin.corridor import Corridor
-from turnwise.trainers import suite as suite_of
+from turnwise.trainers import contest
 from turnwise.trainers.comparison import area, best_rate, crossing, paired, stalled, thirds, verdict
 from turnwise.trainers.contest import Arm, Experiment, Job, Models, School, beginning, run
 from turnwise.trainers.equal_start import StartPlan, TargetMissed, equal_start, interpolated
@@ -139,14 +139,6 @@ SMALL = Experiment(
     arms=(
         Arm(name="SOD", method="sod", teacher="mini"),
         Arm(name="uniform", method="sod", teacher="mini", change=uniform, rate_of="SOD"),
-        Arm(
-            name="both",
-            method="tcod_f2b",
-            options={"every": 1},
-            teacher="mini",
-            rate_of="SOD",
-            then=Arm(name="after", method="turn_rloo"),
-        ),
     ),
     pairs=(("SOD", "uniform"),),
     budget=150,
@@ -162,7 +154,7 @@ def done(tmp_path_factory):
     """The small comparison, run once."""
     out = tmp_path_factory.mktemp("compare")
     how = Suite(
-        out=out, results=out / "compact", seeds=(0, 1), dev_seeds=(9,), jobs=1, say=lambda _: None
+        out=out, results=out / "compact", seeds=(0, 1), dev_seeds=(0,), jobs=1, say=lambda _: None
     )
     run_suite([SMALL], how)
     return how
@@ -187,7 +179,7 @@ def test_a_run_ends_with_the_step_that_reaches_its_budget(done):
 
 
 def test_what_was_run_is_read_and_what_depends_on_another_setting_is_not(done, monkeypatch):
-    monkeypatch.setattr(suite_of, "run", _never)
+    monkeypatch.setattr(contest, "_Run", _never)
     job = Job(experiment=SMALL, arm=SMALL.arms[0], seed=0, rate=1e-3)
     there = {path.stem for path in (done.out / "results").iterdir()}
     rates = json.loads((done.results / "small.json").read_text())["rates"]
@@ -198,7 +190,7 @@ def test_what_was_run_is_read_and_what_depends_on_another_setting_is_not(done, m
         replace(job, rate=0.5),
         replace(job, arm=replace(job.arm, change=uniform, options={"floor": 0.1})),
         replace(job, experiment=replace(SMALL, budget=151)),
-        replace(job, split="dev", seed=0),
+        replace(job, split="dev", seed=1),
     ):
         assert other.key not in there
     assert replace(job, arm=replace(job.arm, name="another name")).key == job.key
@@ -301,6 +293,28 @@ def _table():
         success_M=traj % 2 == 0,
         reward_M=np.zeros(40),
     )
+
+
+def test_a_pipeline_leaves_its_teacher_and_is_charged_for_looking_whether_it_should(done):
+    first = Arm(name="first", method="tcod_f2b", options={"every": 1}, teacher="mini")
+    both = replace(first, name="both", then=Arm(name="after", method="turn_rloo"))
+    job = Job(experiment=replace(SMALL, budget=1200), arm=both, seed=0, rate=1e-5)
+    found = run(job, done.out)  # at this rate nothing rises for long
+    looked = 32 * found["end"]["turns"]
+    assert looked < found["left_at"] < found["env_steps"]
+    assert "teacher_kl_on" in found["metrics"]["first"]
+    assert "teacher_kl_on" not in found["metrics"]["last"]
+
+
+def test_a_run_that_is_stopped_amid_its_steps_leaves_no_result(done, monkeypatch):
+    def cut(*args, **kwargs):
+        yield {"step": 1.0, "env_steps": 4.0, "policy_version": 1}
+
+    monkeypatch.setattr(contest, "train", cut)
+    job = Job(experiment=SMALL, arm=SMALL.arms[0], seed=1, rate=0.123)
+    with pytest.raises(KeyboardInterrupt, match="has no result"):
+        run(job, done.out)
+    assert not (done.out / "results" / f"{job.key}.json").exists()
 
 
 # The page

@@ -42,6 +42,8 @@ from turnwise.trainers.recipes import recipe
 from turnwise.trainers.sft import demonstrations
 from turnwise.trainers.watch import shares_of_kinds
 
+WHOLE = 100_000
+"""Steps of a run that its budget ends."""
 WATCHED = ("turns", "teacher_weight", "teacher_kl", "teacher_drift", "success", "entropy")
 """What a result keeps of a run's metrics, by the beginning of the name."""
 
@@ -237,6 +239,7 @@ class _Run:
         seen, best = [self.curve[-1]["success"]], copied(self.model)
         every = self.about.budget / 8
         asked = self.spent + every
+        steps = {**self.about.plan, **arm.plan}.get("steps", WHOLE)
         for row in self._training(arm):
             self.spent += row["env_steps"]
             self.rows.append(row)
@@ -252,6 +255,8 @@ class _Run:
                     self.model.load_state_dict(best)
                     self.left = self.spent
                     return
+        if row["step"] < steps:
+            raise KeyboardInterrupt("the run was stopped amid its steps: it has no result")
 
     def _validated(self) -> float:
         """Return the success on validation tasks; their turns are charged."""
@@ -298,7 +303,7 @@ def closing_generator(steps: Any, out: Path) -> Iterator[Any]:
 
 def _config(about: Experiment, arm: Arm, job: Job, out: Path, teacher: str) -> TrainConfig:
     """Return the plan of a run; it is ended by the budget, or by its steps where there is none."""
-    plan: dict[str, Any] = {"steps": 100_000, "warmup_steps": 3, "updates_per_step": 2}
+    plan: dict[str, Any] = {"steps": WHOLE, "warmup_steps": 3, "updates_per_step": 2}
     plan |= {"tasks_per_step": 8, "group_size": 4, **about.plan, **arm.plan}
     return TrainConfig(
         env=about.env_id,
