@@ -194,6 +194,13 @@ EXPERIMENTS = (
         name="tcod_phased",
         title="TCOD: 12 stages in three phases, a clean teacher",
         claim="Does a temporal curriculum help where late skills cannot be learnt early?",
+        finding="No arm reached its start again within this budget: whatever follows this teacher "
+        "first unlearns the ways back, which the teacher has never seen. Who spends fewer "
+        "turns off the path loses less: a constant cut keeps the most progress, a tight turn "
+        "limit the next most, and both are above plain OPD and above F2B. F2B and B2F are not "
+        "told from OPD. So nothing here speaks for the order of a curriculum; what helps is "
+        "not to act where the teacher has no support. The chosen rate is the lowest of the "
+        "grid.",
         env=PHASED,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
@@ -206,6 +213,12 @@ EXPERIMENTS = (
         name="sod_clean",
         title="SOD: tools fail, and the teacher has never seen it",
         claim="Do step-wise weights help where the teacher has no support after failures?",
+        finding="The weights fall where they should (about .4 on the path, .01 in a side branch, "
+        ".08 after a failure), and where they fall is what matters: SOD keeps the student's "
+        "progress, while OPD, OPD + GRPO and the same weights made uniform or dealt at random "
+        "lose more than a third of it. But SOD does not rise above its start and is level with "
+        "GRPO alone: with such a teacher it limits the damage and gains nothing. The chosen rate "
+        "is the lowest of the grid.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
@@ -225,6 +238,7 @@ EXPERIMENTS = (
         pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "SOD", "GRPO")),
         plan=RL,
         budget=6_000,
+        rates=(1e-3,),
     ),
     experiment(
         name="turn_credit",

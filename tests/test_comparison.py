@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turnwise.agents.rollout import jobs_for, play
@@ -27,12 +27,14 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 from compare_methods import EXPERIMENTS, SOD, shuffled, uniform  # noqa: E402
 
+RELAXED = settings(deadline=None, max_examples=40)
 scores = st.dictionaries(st.integers(0, 20), st.floats(0, 1), min_size=3, max_size=8)
 
 
 # Numbers
 
 
+@RELAXED
 @given(scores, st.floats(-0.5, 0.5))
 def test_a_constant_gap_is_found_exactly_and_has_no_width(rival, gap):
     found = paired({seed: score + gap for seed, score in rival.items()}, rival)
@@ -40,6 +42,7 @@ def test_a_constant_gap_is_found_exactly_and_has_no_width(rival, gap):
     assert found.high - found.low == pytest.approx(0, abs=1e-6)
 
 
+@RELAXED
 @given(scores, scores)
 def test_a_difference_is_that_of_the_common_seeds_and_turns_its_sign_with_its_sides(one, other):
     there, back = paired(one, other), paired(other, one)
@@ -61,6 +64,7 @@ def test_the_interval_is_students():
     assert found.high - found.value == pytest.approx(4.302653 * 0.2645751 / math.sqrt(3), rel=1e-5)
 
 
+@RELAXED
 @given(st.floats(0, 1), st.lists(st.floats(0, 500), max_size=5))
 def test_the_area_under_a_level_curve_is_its_height(height, at):
     assert area([(x, height) for x in sorted(at)] or [(0, height)], 400) == pytest.approx(height)
@@ -96,6 +100,7 @@ def test_thirds_are_the_means_of_the_steps_that_have_the_metric():
 # Equal starts
 
 
+@RELAXED
 @given(st.floats(0, 1))
 def test_weights_between_two_checkpoints_lie_on_the_line_and_its_ends_are_exact(share):
     torch.manual_seed(0)
@@ -106,6 +111,7 @@ def test_weights_between_two_checkpoints_lie_on_the_line_and_its_ends_are_exact(
     assert interpolated(one, other, 1.0)["w"] is other["w"]
 
 
+@RELAXED
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_where_a_line_meets_the_target_is_kept_between_its_ends(low, high, target):
     share = crossing(low, high, target)

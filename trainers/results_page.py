@@ -57,7 +57,8 @@ def section(about: Experiment, found: Mapping[str, Any]) -> Iterator[str]:
     env = ", ".join(f"{name}={value}" for name, value in found["env"].items())
     spent = f"{found['budget']:,} environment steps" if found["budget"] else "rounds of labels"
     seeds = len({row["seed"] for row in rows})
-    tuned = f"rates from {found['dev_seeds']} dev seeds" if found["dev_seeds"] else "rates given"
+    dev = found["dev_seeds"]
+    tuned = f"rates from {dev} dev seed{'s' if dev > 1 else ''}" if dev else "one rate for all"
     yield f"## {about.title}\n\n{about.claim} ({spent}, {seeds} seeds, {tuned}; {env})\n"
     if about.finding:
         yield f"{about.finding}\n"
@@ -95,8 +96,8 @@ def _score(
 
 
 def _differences(pairs: Sequence[tuple[str, str]], rows: Rows) -> Iterator[str]:
-    yield "| difference | success | | progress | AUC | |"
-    yield "|---|---|---|---|---|---|"
+    yield "| difference | success | | progress | | AUC | |"
+    yield "|---|---|---|---|---|---|---|"
     for method, rival in pairs:
         if {method, rival} <= {row["arm"] for row in rows}:
             cells = [f"{method} - {rival}"]
@@ -105,8 +106,9 @@ def _differences(pairs: Sequence[tuple[str, str]], rows: Rows) -> Iterator[str]:
                 paired(*({seed: one[i] for seed, one in some.items()} for some in by))
                 for i in range(3)
             )
-            cells += [_signed(success), _bold(verdict(success)), _signed(progress)]
-            yield f"| {' | '.join([*cells, _signed(area), _bold(verdict(area))])} |"
+            for value in (success, progress, area):
+                cells += [_signed(value), _bold(verdict(value))]
+            yield f"| {' | '.join(cells)} |"
     yield ""
 
 
