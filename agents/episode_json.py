@@ -21,9 +21,10 @@ T = TypeVar("T", bound=Task)
 _CALLS = ("calls", "token_calls")
 _PICTURES = ("picture", "final_picture")
 _TURN_TUPLES = ("context_ids", "action_ids", "logprobs", *_CALLS, "nondet", "label_ids")
-_SELDOM = ("nondet", "label", "label_ids", "label_error", "versions", "token_calls", *_PICTURES)
-"""Left out where they are empty: few environments read anything from outside, few runs label, and
-few weights change amid a turn."""
+_LABELS = ("label", "label_ids", "label_error")
+_SELDOM = ("kind", "nondet", *_LABELS, "versions", "token_calls", *_PICTURES)
+"""Left out where they are empty: few environments tell kinds of turns apart or read anything from
+outside, few runs label, and few weights change amid a turn."""
 
 
 class TaskChanged(ValueError):

@@ -98,6 +98,7 @@ class _Live:
     turns: list[Turn] = field(default_factory=list)
     observation: str = ""
     state: str = ""
+    kind: str = ""
     picture: str = ""
     blobs: dict[str, bytes] = field(default_factory=dict)
     reply: Reply | None = None
@@ -224,7 +225,7 @@ class _Scheduler:
 
     def _ask(self, live: _Live, observation: str, news: Sequence[Message], info: Any) -> None:
         live.see(observation, info)
-        live.state = info.get("state", "")
+        live.state, live.kind = info.get("state", ""), str(info.get("kind", ""))
         live.reply, live.asked, live.since = None, time.perf_counter(), time.monotonic()
         live.seat.messages += news
         (self.prelude if live.in_prelude else self.policy).submit(live.seat, news)
@@ -369,6 +370,7 @@ def _turn(live: _Live, reply: Reply, reward: float, info: Any, env_s: float) -> 
         "executor": reply.executor,
         "state_before": live.state,
         "state_after": info.get("state", ""),
+        "kind": live.kind,
         "env_s": env_s,
         "policy_s": live.policy_s,
         "nondet": tuple(info.get("nondet") or ()),

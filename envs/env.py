@@ -31,7 +31,8 @@ class Env(Taped, gymnasium.Env[str, str]):
     `reset` gives `info` with `task`, `messages` (the opening), `tools` (JSON schemas) and `state`.
     `step` gives `info` with `messages` (only the new ones), `state`, `rewards` by name, `calls`,
     `error` when the agent made a mistake, `nondet` when time or a network was read, and on the last
-    step `success`, `metrics` and, unless the episode ended well, `outcome`.
+    step `success`, `metrics` and, unless the episode ended well, `outcome`. Both may give `kind`, a
+    word for the situation that the agent acts in next, to split metrics by.
 
     Optional capabilities, discovered and never required: `expert() -> str` (a right action now),
     `snapshot() -> bytes` and `restore(bytes)`, `state_hash`.

@@ -282,6 +282,7 @@ _builtin("RepairShell-v1", "builtin.repair_shell:RepairShell", "code", "sandbox"
 _builtin("RepoRepair-v1", "builtin.repo_repair:RepoRepair", "code", "sandbox")
 _builtin("Sql-v1", "builtin.sql:Sql", "code", "sandbox")
 _builtin("Craft-v1", "builtin.craft:Craft", "text")
+_builtin("Corridor-v1", "builtin.corridor:Corridor", "text")
 _builtin("Sokoban-v1", "builtin.sokoban:Sokoban", "text", "grid")
 _builtin("Nim-v1", "builtin.nim:NimSeat", "text", "game")
 _builtin("Calculator-v1", "builtin.calculator:Calculator", "tools")

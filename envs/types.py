@@ -181,6 +181,9 @@ class Turn:
     state_before: str = ""
     """Canonical state hash when the agent acted: the anchor of GiGPO and turn-RLOO."""
     state_after: str = ""
+    kind: str = ""
+    """The situation that the agent acted in, where the environment says (`info["kind"]`): a word
+    to split metrics by."""
     env_s: float = 0.0
     policy_s: float = 0.0
     nondet: tuple[Mapping[str, Any], ...] = ()

@@ -38,7 +38,13 @@ from turnwise.trainers.shared_folder import SharedFolder
 from turnwise.trainers.teachers import ModelTeacher, frozen, require_same_vocabulary
 from turnwise.trainers.turns import turn_table
 from turnwise.trainers.tutor import NoTeacher, Tutor
-from turnwise.trainers.watch import TooManyLost, mean_of, require_enough, rollout_metrics
+from turnwise.trainers.watch import (
+    TooManyLost,
+    env_steps,
+    mean_of,
+    require_enough,
+    rollout_metrics,
+)
 from turnwise.trainers.watch_labels import said_in
 
 if TYPE_CHECKING:
@@ -181,6 +187,7 @@ class Rounds:
         self._publish()
         seconds = {"rollout_cpu_s": between - start, "update_cpu_s": time.process_time() - between}
         updates = self.trainee.learner.updates
+        metrics["env_steps"] = env_steps(episodes)
         return metrics | seconds | {"step": step + 1, "policy_version": updates}
 
     def _publish(self) -> None:

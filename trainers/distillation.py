@@ -120,7 +120,25 @@ def _metrics(table: TokenTable, weight_M: np.ndarray, signal_M: np.ndarray) -> d
         "teacher_weight": float(weight_M.mean()),
         "teacher_ess": float(total**2 / max(square * len(table), 1e-12)),
         **_by_third(table, weight_M),
+        **_by_kind(table, weight_M),
     }
+
+
+def _by_kind(table: TokenTable, weight_M: np.ndarray) -> dict[str, float]:
+    """Mean weight of a token, and KL of a turn, of each kind of turn that the environment tells.
+
+    The KL is the mean over turns of log pi_old - log T, summed over the turn's tokens: an unbiased
+    estimate of KL(pi || T), in nats per turn.
+    """
+    if table.kind_M is None:
+        return {}
+    found, lead_M = {}, np.where(table.valid_M, table.old_M - table.teacher_M, 0.0)
+    for kind in np.unique(table.kind_M[table.kind_M != ""]):
+        here_M = table.kind_M == kind
+        found[f"teacher_weight_{kind}"] = float(weight_M[here_M].mean())
+        turns = len(np.unique(table.turn_M[here_M]))
+        found[f"teacher_kl_{kind}"] = float(lead_M[here_M].sum() / turns)
+    return found
 
 
 def _by_third(table: TokenTable, weight_M: np.ndarray) -> dict[str, float]:

@@ -44,7 +44,14 @@ from turnwise.trainers.run_folder import RunFolder
 from turnwise.trainers.shared_folder import SharedFolder, open_folder
 from turnwise.trainers.turns import turn_table
 from turnwise.trainers.tutor import Tutor, tutor_for
-from turnwise.trainers.watch import Alarms, TooManyLost, mean_of, require_enough, rollout_metrics
+from turnwise.trainers.watch import (
+    Alarms,
+    TooManyLost,
+    env_steps,
+    mean_of,
+    require_enough,
+    rollout_metrics,
+)
 
 RESUMABLE = (TooManyLost, TrainingDiverged, RecordError)
 """What ends a run between two steps: the last whole step is saved first."""
@@ -225,6 +232,7 @@ def _step(
         tutor.note(metrics)
     trainee.publish()
     seconds = {"rollout_cpu_s": played - start, "update_cpu_s": time.process_time() - played}
+    metrics["env_steps"] = env_steps(episodes)
     return metrics | seconds | {"step": step + 1, "policy_version": trainee.learner.updates}
 
 

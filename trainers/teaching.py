@@ -93,6 +93,7 @@ def token_table(
         group_M=table.group_N[turn_M],
         success_M=won[traj_M],
         reward_M=paid[traj_M],
+        kind_M=np.array([turn.kind for episode in episodes for turn in episode.turns])[turn_M],
         **scores,
     )
 

@@ -49,6 +49,8 @@ class TokenTable:
     """float64: probability of the teacher's likeliest token, where it was asked for."""
     against_M: np.ndarray | None = None
     """float64: log T of the sampled token under a second, contrasting context."""
+    kind_M: np.ndarray | None = None
+    """str: kind of the token's turn, empty where the environment does not say."""
     valid_M: np.ndarray = field(init=False)
     """bool: the teacher's score is there."""
 

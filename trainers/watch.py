@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from turnwise.envs.types import Episode
+from turnwise.envs.types import Episode, Turn
 from turnwise.sandboxes.base import SandboxError
 
 TINY = 1e-2
@@ -46,7 +46,19 @@ def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "length_cut": sum(turn.finish == "length" for turn in turns) / len(turns),
         "truncated": sum(e.outcome == "truncated" for e in kept) / len(kept),
         "lost": 1 - len(kept) / len(episodes),
+        **shares_of_kinds(turns),
     }
+
+
+def shares_of_kinds(turns: Sequence[Turn]) -> dict[str, float]:
+    """Return the share of turns of each kind that the environment tells, as `turns_KIND`."""
+    kinds = Counter(turn.kind for turn in turns if turn.kind)
+    return {f"turns_{kind}": n / len(turns) for kind, n in sorted(kinds.items())}
+
+
+def env_steps(episodes: Sequence[Episode]) -> float:
+    """Return the turns that the environments have played, an expert's before the agent's too."""
+    return float(sum(len(episode.turns) for episode in episodes))
 
 
 def losses(episodes: Sequence[Episode]) -> dict[str, int]:

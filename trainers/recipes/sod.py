@@ -6,7 +6,8 @@
     L   = token-mean of -min(rho A, clip(rho, 1 - .2, 1 + .28) A)
 
 A wrong call pushes the later turns off what the teacher knows; a turn that has drifted further than
-the first one of its episode is distilled less.
+the first one of its episode is distilled less. Measured under such a teacher (docs/results.md) that
+prevents the damage that OPD does, and gains nothing over the reward alone.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ def sod(
         name="sod",
         source="arXiv:2605.07725 eq. 6-10",
         status="d_1 has a floor, a log-ratio is clipped, and a group's standard deviation has a "
-        "floor of 1e-2: all three are ours.",
+        "floor of 1e-2: all three are ours. Measured (docs/results.md): with a teacher that has "
+        "never seen the tools fail it keeps what the student can do, where OPD with or without "
+        "GRPO, and the same weights made uniform or dealt at random, destroy more than a third of "
+        "it; it gains nothing over GRPO alone, so it limits damage. With a teacher that knows the "
+        "failures it is not measured there; the weights fall on whatever is not learnt yet, too.",
         credit=grpo().credit if reward else no_credit,
         distillation=Distillation(
             signal=clipped(reverse_kl, limit),

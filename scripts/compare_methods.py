@@ -1,0 +1,407 @@
+"""Which method helps in which regime: every comparison of docs/results.md, from nothing.
+
+    python scripts/compare_methods.py                  all of it; goes on where it was stopped
+    python scripts/compare_methods.py --only tcod_phased sod_clean --seeds 3 --budget 0.5
+    python scripts/compare_methods.py --page-only      docs/results.md again, from docs/results
+
+Tiny transformers and their larger teachers are made on the spot; nothing is downloaded. Every run
+is cached by a hash of its settings in `--out`.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import tyro
+
+from turnwise.trainers.contest import Arm, Experiment, Models, School
+from turnwise.trainers.equal_start import StartPlan
+from turnwise.trainers.recipe import Recipe
+from turnwise.trainers.results_page import write_page
+from turnwise.trainers.suite import Suite, run_suite, scaled
+from turnwise.trainers.weights import ones, permuted, uniform_like
+
+SHAPE = {"heads": 4, "kv_heads": 2, "head_dim": 16}
+MODELS = Models(
+    student={"hidden": 48, "layers": 2, "ffn": 96, **SHAPE},
+    teacher={"hidden": 80, "layers": 2, "ffn": 160, **SHAPE},
+)
+LONG = {"stages": 12, "turns": 24, "progress": 1.0}
+PHASED = {**LONG, "phased": True}
+FAILING = {"stages": 8, "turns": 16, "phased": True, "p_fail": 0.15, "progress": 1.0}
+SLIPPING = {"stages": 8, "turns": 16, "phased": True, "p_slip": 0.05, "progress": 1.0}
+
+KNOWS = StartPlan(target=0.97, tolerance=0.05, steps=500, learning_rate=4e-3, check_below=0.05)
+CLEAN = School(env=PHASED, start=KNOWS)
+"""Knows the way, and nothing else: it has never seen a failure or a side branch."""
+CLEAN_STATIONARY = School(env=LONG, start=KNOWS)
+ROBUST = School(
+    env={**PHASED, "p_fail": 0.15, "p_slip": 0.1},
+    start=replace(KNOWS, target=0.9, check_below=0.15),
+    noise=0.25,
+)
+"""Taught where tools fail and hands slip, beside actions of chance: it knows every way back."""
+
+
+def begins(target: float, **env: object) -> School:
+    """Return how a student is brought to this progress: it has seen failures and ways back."""
+    return School(env={**env, "p_fail": 0.15}, start=StartPlan(target=target), noise=0.1)
+
+
+BEGINNER = begins(0.5, **PHASED)
+"""Where all begin whose world has phases."""
+SHELTERED = School(
+    env={"stages": 8, "turns": 16, "phased": True}, start=StartPlan(target=0.4), demos=800
+)
+"""Has seen the expert's way alone, as most demonstrations show it."""
+
+
+# Controls: what is taken out of a method, one thing at a time.
+
+
+def unweighted(recipe: Recipe) -> Recipe:
+    """OPD + GRPO: SOD without its weights."""
+    return _weighted(recipe, ones)
+
+
+def uniform(recipe: Recipe) -> Recipe:
+    """SOD with the mean of its weights everywhere."""
+    return _weighted(recipe, uniform_like(recipe.distillation.weight))
+
+
+def shuffled(recipe: Recipe) -> Recipe:
+    """SOD with its weights dealt to turns at random."""
+    return _weighted(recipe, permuted(recipe.distillation.weight))
+
+
+def _weighted(recipe: Recipe, weight: object) -> Recipe:
+    return replace(recipe, distillation=replace(recipe.distillation, weight=weight))
+
+
+def anchored(recipe: Recipe) -> Recipe:
+    """Without the KL to the reference: no method of the comparison has one."""
+    return replace(recipe, kl_coefficient=0.0)
+
+
+def arms_of_tcod(teacher: str) -> dict[str, Arm]:
+    """Return OPD, its curricula, and what a curriculum must be told from."""
+    arm = partial(Arm, teacher=teacher, rate_of="OPD")
+    own = partial(Arm, teacher=teacher)
+    arms = (
+        own(name="OPD", method="opd"),
+        own(name="F2B", method="tcod_f2b", options={"every": 1}),
+        arm(name="OPD, tight turn limit", method="opd", env={"turns": 13}),
+        arm(name="OPD, constant cut T/4", method="opd", plan={"max_turns": 6}),
+        own(name="B2F, slack 1", method="tcod_b2f", options={"every": 1}, rate_of="F2B"),
+    )
+    return {each.name: each for each in arms}
+
+
+TCOD_PAIRS = (
+    ("F2B", "OPD"),
+    ("B2F, slack 1", "OPD"),
+    ("OPD, tight turn limit", "OPD"),
+    ("OPD, constant cut T/4", "OPD"),
+    ("F2B", "OPD, tight turn limit"),
+    ("F2B", "OPD, constant cut T/4"),
+)
+SOD_PAIRS = (
+    ("SOD", "OPD"),
+    ("SOD", "OPD + GRPO"),
+    ("SOD", "uniform weights"),
+    ("SOD", "permuted weights"),
+    ("SOD", "GRPO"),
+)
+CREDIT_PAIRS = (("turn_rloo", "GRPO"), ("GiGPO", "GRPO"), ("HGPO", "GRPO"))
+
+RL = {"tasks_per_step": 4, "group_size": 4}
+WIDE = {"tasks_per_step": 8, "group_size": 2}
+GRPO = Arm(name="GRPO", method="grpo", change=anchored)
+TURN_RLOO = Arm(name="turn_rloo", method="turn_rloo", options={"history_turns": 0})
+CREDIT = (
+    GRPO,
+    TURN_RLOO,
+    Arm(name="GiGPO", method="gigpo", change=anchored),
+    Arm(name="HGPO", method="hgpo"),
+)
+
+
+def arms_of_sod(teacher: str) -> dict[str, Arm]:
+    """Return SOD, what it is made of, and its controls."""
+    control = partial(Arm, method="sod", teacher=teacher, rate_of="SOD")
+    arms = (
+        Arm(name="SOD", method="sod", teacher=teacher),
+        control(name="OPD + GRPO", change=unweighted),
+        GRPO,
+        control(name="uniform weights", change=uniform),
+        control(name="permuted weights", change=shuffled),
+        control(name="OPD", change=unweighted, options={"reward": False}),
+    )
+    return {each.name: each for each in arms}
+
+
+PIPELINE = "F2B, then turn_rloo"
+
+
+def pipeline(teacher: str) -> tuple[Arm, ...]:
+    """Return the pipeline and its halves alone."""
+    first = Arm(name="F2B", method="tcod_f2b", options={"every": 1}, teacher=teacher)
+    both = replace(first, name=PIPELINE, then=TURN_RLOO, rate_of="F2B")
+    return both, first, TURN_RLOO
+
+
+def imitation(name: str, method: str, labels: int, slip: bool = True, **options: object) -> Arm:
+    """Return an arm of about so many labels in 4 rounds, 160 updates in all."""
+    return Arm(
+        name=f"{name}, {labels} labels",
+        method=method,
+        options={"batch": 24, **options},
+        env={} if slip else {"p_slip": 0.0},
+        plan={
+            "steps": 4,
+            "tasks_per_step": round(labels / 4 / 2 / 10),
+            "group_size": 2,
+            "updates_per_step": 40,
+        },
+    )
+
+
+WITHOUT, WITH = "SFT, demonstrations without slips", "SFT, demonstrations with slips"
+DAGGER = "DAgger, beta to .6"
+
+
+def arms_of_dagger(labels: int) -> tuple[Arm, ...]:
+    """Return DAgger and demonstrations, with and without the slips that it is tested under."""
+    return (
+        imitation(WITHOUT, "sft", labels, slip=False),
+        imitation(WITH, "sft", labels),
+        imitation(DAGGER, "dagger", labels),
+    )
+
+
+def dagger_pairs(labels: int) -> tuple[tuple[str, str], ...]:
+    """Return DAgger against both kinds of demonstrations, and these against each other."""
+    pairs = ((DAGGER, WITHOUT), (DAGGER, WITH), (WITH, WITHOUT))
+    return tuple((f"{one}, {labels} labels", f"{other}, {labels} labels") for one, other in pairs)
+
+
+TCOD, TCOD_ROBUST = arms_of_tcod("clean"), arms_of_tcod("robust")
+SOD, SOD_ROBUST = arms_of_sod("clean"), arms_of_sod("robust")
+experiment = partial(Experiment, models=MODELS, tests=96, rates=(1e-3, 3e-3))
+
+EXPERIMENTS = (
+    experiment(
+        name="tcod_phased",
+        title="TCOD: 12 stages in three phases, a clean teacher",
+        claim="Does a temporal curriculum help where late skills cannot be learnt early?",
+        finding="No arm reached its start again within this budget: whatever follows this teacher "
+        "first unlearns the ways back, which the teacher has never seen. Who spends fewer "
+        "turns off the path loses less: a constant cut keeps the most progress, a tight turn "
+        "limit the next most, and both are above plain OPD and above F2B. F2B and B2F are not "
+        "told from OPD. So nothing here speaks for the order of a curriculum; what helps is "
+        "not to act where the teacher has no support. The chosen rate is the lowest of the "
+        "grid.",
+        env=PHASED,
+        beginning=BEGINNER,
+        teachers={"clean": CLEAN},
+        arms=tuple(TCOD.values()),
+        pairs=TCOD_PAIRS,
+        plan=WIDE,
+        budget=8_000,
+    ),
+    experiment(
+        name="sod_clean",
+        title="SOD: tools fail, and the teacher has never seen it",
+        claim="Do step-wise weights help where the teacher has no support after failures?",
+        finding="The weights fall where they should (about .4 on the path, .01 in a side branch, "
+        ".08 after a failure), and where they fall is what matters: SOD keeps the student's "
+        "progress, while OPD, OPD + GRPO and the same weights made uniform or dealt at random "
+        "lose more than a third of it. But SOD does not rise above its start and is level with "
+        "GRPO alone: with such a teacher it limits the damage and gains nothing. The chosen rate "
+        "is the lowest of the grid.",
+        env=FAILING,
+        beginning=BEGINNER,
+        teachers={"clean": CLEAN},
+        arms=tuple(SOD.values()),
+        pairs=SOD_PAIRS,
+        plan=RL,
+        budget=6_000,
+    ),
+    experiment(
+        name="pipeline_clean",
+        title="Pipeline: distillation until success stops rising, then the reward; a clean teacher",
+        claim="Is leaving the teacher on success never worse than the best single method?",
+        env=FAILING,
+        beginning=BEGINNER,
+        teachers={"clean": CLEAN},
+        arms=(*pipeline("clean"), SOD["SOD"], GRPO),
+        pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "SOD", "GRPO")),
+        plan=RL,
+        budget=6_000,
+        rates=(1e-3,),
+    ),
+    experiment(
+        name="turn_credit",
+        title="Turn-level credit: progress is paid turn by turn",
+        claim="Does credit by the turn beat GRPO's by the trajectory, where turns are paid?",
+        env=SLIPPING,
+        beginning=BEGINNER,
+        arms=CREDIT,
+        pairs=CREDIT_PAIRS,
+        plan=RL,
+        budget=40_000,
+    ),
+    experiment(
+        name="sod_robust",
+        title="SOD reversed: the teacher knows the failures",
+        claim="Do the weights hurt where the teacher is right after failures, too?",
+        env=FAILING,
+        beginning=BEGINNER,
+        teachers={"robust": ROBUST},
+        arms=tuple(SOD_ROBUST[name] for name in ("SOD", "OPD + GRPO")),
+        pairs=SOD_PAIRS[1:2],
+        plan=RL,
+        budget=6_000,
+    ),
+    experiment(
+        name="pipeline_robust",
+        title="Pipeline with a teacher that knows the failures",
+        claim="Does it beat every single method?",
+        env=FAILING,
+        beginning=BEGINNER,
+        teachers={"robust": ROBUST},
+        arms=(*pipeline("robust"), SOD_ROBUST["SOD"], SOD_ROBUST["OPD + GRPO"]),
+        pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "SOD", "OPD + GRPO")),
+        plan=RL,
+        budget=6_000,
+    ),
+    experiment(
+        name="dagger",
+        title="DAgger: hands slip",
+        claim="Do labels on the student's own states beat demonstrations?",
+        env={**SLIPPING, "p_slip": 0.1},
+        beginning=SHELTERED,
+        arms=arms_of_dagger(2000),
+        pairs=dagger_pairs(2000),
+        budget=0,
+        rates=(5e-3,),
+    ),
+    experiment(
+        name="tcod_robust",
+        title="TCOD: the three phases, a teacher that knows every way back",
+        claim="Does the curriculum help a student whose teacher is never off its support?",
+        env=PHASED,
+        beginning=BEGINNER,
+        teachers={"robust": ROBUST},
+        arms=tuple(TCOD_ROBUST[name] for name in ("OPD", "F2B")),
+        pairs=TCOD_PAIRS[:1],
+        plan=WIDE,
+        budget=8_000,
+    ),
+    experiment(
+        name="turn_credit_outcome",
+        title="Turn-level credit, null: the end alone is paid",
+        claim="Without rewards on the way there should be no difference.",
+        env={**SLIPPING, "progress": 0.0},
+        beginning=BEGINNER,
+        arms=CREDIT[:2],
+        pairs=CREDIT_PAIRS[:1],
+        plan=RL,
+        budget=40_000,
+        rates=(1e-3,),
+    ),
+    experiment(
+        name="tcod_short",
+        title="TCOD, null: 3 stages",
+        claim="In a short task there is nothing to order.",
+        env={"stages": 3, "turns": 6, "phased": True, "progress": 1.0},
+        beginning=BEGINNER,
+        teachers={"clean": CLEAN},
+        arms=tuple(TCOD[name] for name in ("OPD", "F2B")),
+        pairs=TCOD_PAIRS[:1],
+        plan=WIDE,
+        budget=3_000,
+        rates=(1e-3,),
+    ),
+    experiment(
+        name="tcod_stationary",
+        title="TCOD: 12 stages of one kind, a clean teacher",
+        claim="The same where early and late skills are one skill.",
+        env=LONG,
+        beginning=replace(SHELTERED, env={"stages": 8, "turns": 16}),
+        teachers={"clean": CLEAN_STATIONARY},
+        arms=tuple(TCOD[name] for name in ("OPD", "F2B", "OPD, constant cut T/4")),
+        pairs=TCOD_PAIRS[:1] + TCOD_PAIRS[3:4] + TCOD_PAIRS[5:],
+        plan=WIDE,
+        budget=8_000,
+    ),
+    experiment(
+        name="dagger_null",
+        title="DAgger, null: nothing slips",
+        claim="Where the expert never leaves its way, labels elsewhere should not help.",
+        env={**SLIPPING, "p_slip": 0.0},
+        beginning=SHELTERED,
+        arms=arms_of_dagger(2000)[1:],
+        pairs=dagger_pairs(2000)[1:2],
+        budget=0,
+        rates=(5e-3,),
+    ),
+    experiment(
+        name="turn_credit_one_turn",
+        title="Turn-level credit, null: one turn",
+        claim="With one turn there is one credit.",
+        env={"stages": 1, "turns": 1, "phased": True, "progress": 1.0},
+        beginning=BEGINNER,
+        arms=CREDIT[:2],
+        pairs=CREDIT_PAIRS[:1],
+        plan=RL,
+        budget=1_500,
+        rates=(1e-3,),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which part of the comparison to run."""
+
+    out: Path = Path("runs/compare")
+    """Models and results by key."""
+    only: tuple[str, ...] = ()
+    """Names of experiments; by default all."""
+    seeds: int = 6
+    """Test seeds."""
+    dev_seeds: int = 2
+    """Seeds on which learning rates are chosen."""
+    budget: float = 1.0
+    """Factor of every budget."""
+    jobs: int = 2
+    """Processes at once."""
+    results: Path = Path("docs/results")
+    page: Path = Path("docs/results.md")
+    page_only: bool = False
+    """Write the page from the results that are there."""
+
+
+def main(choice: Choice) -> None:
+    """Run what was chosen, then write the page from all results that are there."""
+    names = {each.name for each in EXPERIMENTS}
+    if unknown := set(choice.only) - names:
+        raise SystemExit(f"no experiment {sorted(unknown)}; there are: {', '.join(sorted(names))}")
+    chosen = [each for each in EXPERIMENTS if not choice.only or each.name in choice.only]
+    if choice.budget != 1.0:
+        chosen = [scaled(each, choice.budget) for each in chosen]
+    if not choice.page_only:
+        suite = Suite(
+            out=choice.out,
+            results=choice.results,
+            seeds=range(choice.seeds),
+            dev_seeds=range(100, 100 + choice.dev_seeds),
+            jobs=choice.jobs,
+        )
+        run_suite(chosen, suite)
+    write_page(EXPERIMENTS, choice.results, choice.page)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Choice))

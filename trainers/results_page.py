@@ -1,0 +1,153 @@
+"""docs/results.md from the compact results: tables of scores, of paired differences, of turns.
+
+Everything on the page but the words of the experiments follows from the JSON files beside it, and
+a test holds the page to them. The files hold one row per run, so that other questions can be asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from turnwise.agents.statistics import Interval, mean_t
+from turnwise.trainers.comparison import paired, spread, verdict
+from turnwise.trainers.contest import Experiment
+
+Rows = Sequence[Mapping[str, Any]]
+KINDS = ("on", "off", "failed")
+HEAD = """# Which method helps where
+
+Made by `python scripts/compare_methods.py`; do not edit. Students and teachers are transformers,
+made on the spot; the world is `turnwise/Corridor-v1`, where one wrong action leads into a side
+branch. All arms of an experiment begin, seed by seed, with the same student, which has imitated
+the expert up to a given progress (weights between two checkpoints, so that no seed is ahead), and
+have the same number of environment steps; turns that an expert replays are charged, and so is the
+validation by which the pipeline decides. Learning rates are chosen per method at the full budget on
+dev seeds and dev tasks, by the mean of success and progress; a control takes the rate of the method
+that it controls. Scores are from test tasks at T = 1, one attempt each; AUC is the area under
+success over the budget. Differences are paired by seed, with 95 % t intervals over seeds:
+**above** and **below** are those that do not hold 0. sd is the spread over seeds.
+"""
+
+
+def write_page(experiments: Sequence[Experiment], results: Path, page: Path) -> None:
+    """Write the page of all experiments that have results."""
+    page.write_text(page_of(experiments, results))
+
+
+def page_of(experiments: Sequence[Experiment], results: Path) -> str:
+    """Return the page."""
+    parts, missing = [HEAD], []
+    for about in experiments:
+        if (file := results / f"{about.name}.json").exists():
+            parts.append("\n".join(section(about, json.loads(file.read_text()))))
+        else:
+            missing.append(f"`{about.name}` ({about.title})")
+    if missing:
+        parts.append("## Not run\n\n" + "\n".join(f"- {name}" for name in missing) + "\n")
+    return "\n".join(parts)
+
+
+def section(about: Experiment, found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of one experiment."""
+    rows, names = found["rows"], [arm.name for arm in about.arms]
+    env = ", ".join(f"{name}={value}" for name, value in found["env"].items())
+    spent = f"{found['budget']:,} environment steps" if found["budget"] else "rounds of labels"
+    seeds = len({row["seed"] for row in rows})
+    dev = found["dev_seeds"]
+    tuned = f"rates from {dev} dev seed{'s' if dev > 1 else ''}" if dev else "one rate for all"
+    yield f"## {about.title}\n\n{about.claim} ({spent}, {seeds} seeds, {tuned}; {env})\n"
+    if about.finding:
+        yield f"{about.finding}\n"
+    yield from _scores(names, rows, found)
+    if about.pairs:
+        yield from _differences(about.pairs, rows)
+    yield from _kinds(names, rows)
+
+
+def _scores(names: Sequence[str], rows: Rows, found: Mapping[str, Any]) -> Iterator[str]:
+    yield "| method | success | sd | progress | AUC | updates | rate | by seed |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name, floor in found["floors"].items():
+        yield f"| *floor: {name}* | {floor['success']:.3f} | | {floor['progress']:.3f} | | | | |"
+    starts = list({row["seed"]: row["start"] for row in rows}.values())
+    yield _score("*start*", starts, "", "", "")
+    for name in names:
+        mine = [row for row in rows if row["arm"] == name]
+        if mine:
+            area = f"{fmean(row['auc'] for row in mine):.3f}"
+            updates = f"{fmean(row['updates'] for row in mine):.0f}"
+            yield _score(name, [r["end"] for r in mine], area, updates, f"{mine[0]['rate']:g}")
+    yield ""
+
+
+def _score(
+    name: str, ends: Sequence[Mapping[str, float]], area: str, updates: str, rate: str
+) -> str:
+    success = [end["success"] for end in ends]
+    progress = fmean(end["progress"] for end in ends)
+    each = " ".join(f"{value:.2f}".lstrip("0") for value in success)
+    sd = f"{spread(success):.3f}"
+    cells = (name, _interval(mean_t(success)), sd, f"{progress:.3f}", area, updates, rate, each)
+    return f"| {' | '.join(cells)} |"
+
+
+def _differences(pairs: Sequence[tuple[str, str]], rows: Rows) -> Iterator[str]:
+    yield "| difference | success | | progress | | AUC | |"
+    yield "|---|---|---|---|---|---|---|"
+    for method, rival in pairs:
+        if {method, rival} <= {row["arm"] for row in rows}:
+            cells = [f"{method} - {rival}"]
+            by = [_by_seed(rows, method), _by_seed(rows, rival)]
+            success, progress, area = (
+                paired(*({seed: one[i] for seed, one in some.items()} for some in by))
+                for i in range(3)
+            )
+            for value in (success, progress, area):
+                cells += [_signed(value), _bold(verdict(value))]
+            yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _by_seed(rows: Rows, arm: str) -> dict[int, tuple[float, float, float]]:
+    mine = (row for row in rows if row["arm"] == arm)
+    return {r["seed"]: (r["end"]["success"], r["end"]["progress"], r["auc"]) for r in mine}
+
+
+def _kinds(names: Sequence[str], rows: Rows) -> Iterator[str]:
+    """Yield shares, KL and weights by kind of turn: mean of the first third, then of the last."""
+    yield "By kind of turn (on the path, in a side branch, after a failure), in the first third of"
+    yield "the training steps and in the last: share of turns; KL of a turn to the teacher, nats;"
+    yield "mean weight of its tokens.\n"
+    columns = [f"{what} {kind}" for what in ("share", "KL", "w") for kind in KINDS]
+    yield f"| method | {' | '.join(columns)} |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for name in names:
+        mine = [row["metrics"] for row in rows if row["arm"] == name]
+        if mine:
+            keys = [f"{p}_{k}" for p in ("turns", "teacher_kl", "teacher_weight") for k in KINDS]
+            yield f"| {name} | {' | '.join(_ends(mine, key) for key in keys)} |"
+    yield ""
+
+
+def _ends(metrics: Sequence[Mapping[str, Any]], key: str) -> str:
+    parts = []
+    for part in ("first", "last"):
+        seen = [each[part][key] for each in metrics if key in each[part]]
+        parts.append(f"{fmean(seen):.2f}" if seen else "")
+    return " → ".join(parts) if any(parts) else ""
+
+
+def _interval(value: Interval) -> str:
+    return f"{value.value:.3f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def _signed(value: Interval) -> str:
+    return f"{value.value:+.3f} [{value.low:+.2f}, {value.high:+.2f}]"
+
+
+def _bold(word: str) -> str:
+    return word if word == "level" else f"**{word}**"
