@@ -154,7 +154,8 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """Return everything that the run depends on, as JSON values."""
         about = self.experiment
-        kept = {"env_id": about.env_id, "env": dict(about.env), "plan": dict(about.plan)}
+        kept: dict[str, Any] = {"env_id": about.env_id, "env": dict(about.env)}
+        kept["plan"] = dict(about.plan)
         kept |= {"budget": about.budget, "tests": about.tests, "models": asdict(about.models)}
         kept["beginning"] = asdict(about.beginning) if about.beginning else None
         kept["teacher"] = asdict(about.teachers[self.arm.teacher]) if self.arm.teacher else None
@@ -220,7 +221,8 @@ class _Run:
     def _at_start(self) -> dict[str, float]:
         """Return the scores of the student that all arms begin with; the first one measures it."""
         about = self.about
-        asked = {"start": self.begins.name, "env_id": about.env_id, "env": dict(about.env)}
+        asked: dict[str, Any] = {"start": self.begins.name, "env_id": about.env_id}
+        asked["env"] = dict(about.env)
         asked |= {"tests": about.tests, "split": self.job.split, "seed": self.job.seed}
         place = self.folder / "scores" / f"{key_of(asked)}.json"
         with _alone(place):

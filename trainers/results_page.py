@@ -101,9 +101,9 @@ def _differences(pairs: Sequence[tuple[str, str]], rows: Rows) -> Iterator[str]:
     for method, rival in pairs:
         if {method, rival} <= {row["arm"] for row in rows}:
             cells = [f"{method} - {rival}"]
-            by = [_by_seed(rows, method), _by_seed(rows, rival)]
+            ours, theirs = _by_seed(rows, method), _by_seed(rows, rival)
             success, progress, area = (
-                paired(*({seed: one[i] for seed, one in some.items()} for some in by))
+                paired({s: one[i] for s, one in ours.items()}, {s: r[i] for s, r in theirs.items()})
                 for i in range(3)
             )
             for value in (success, progress, area):
