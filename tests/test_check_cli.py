@@ -101,11 +101,15 @@ def test_who_is_interrupted_leaves_no_process_behind(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert wait_until(lambda: len(marked(tmp_path.name)) == 2)
-    checking.send_signal(signal.SIGINT)
-    checking.communicate(timeout=60)
-    assert checking.returncode == 130
-    assert wait_until(lambda: not marked(tmp_path.name))
+    try:
+        assert wait_until(lambda: len(marked(tmp_path.name)) == 2)
+        checking.send_signal(signal.SIGINT)
+        checking.communicate(timeout=60)
+        assert checking.returncode == 130
+        assert wait_until(lambda: not marked(tmp_path.name))
+    finally:
+        checking.kill()
+        checking.communicate()
 
 
 def marked(word):
@@ -120,7 +124,7 @@ def marked(word):
     return found
 
 
-def wait_until(condition, seconds=30.0):
+def wait_until(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not (done := condition()) and time.monotonic() < end:
         time.sleep(0.05)
