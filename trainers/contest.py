@@ -154,7 +154,11 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """Return everything that the run depends on, as JSON values."""
         about = self.experiment
-        kept = {"env_id": about.env_id, "env": dict(about.env), "plan": dict(about.plan)}
+        kept: dict[str, Any] = {
+            "env_id": about.env_id,
+            "env": dict(about.env),
+            "plan": dict(about.plan),
+        }
         kept |= {"budget": about.budget, "tests": about.tests, "models": asdict(about.models)}
         kept["beginning"] = asdict(about.beginning) if about.beginning else None
         kept["teacher"] = asdict(about.teachers[self.arm.teacher]) if self.arm.teacher else None
@@ -211,7 +215,11 @@ class _Run:
         self.curve.append({"spent": self.spent, **end})
         whole = self.about.budget or self.spent
         points = [(point["spent"], point["success"]) for point in self.curve]
-        result = {"seed": self.job.seed, "rate": self.job.rate, "split": self.job.split}
+        result: dict[str, Any] = {
+            "seed": self.job.seed,
+            "rate": self.job.rate,
+            "split": self.job.split,
+        }
         result |= {"start": start, "end": end, "auc": round(area(points, whole), 4)}
         result |= {"env_steps": self.spent, "updates": self._updates(), "curve": self.curve}
         result |= {"metrics": thirds(self.rows, lambda name: name.startswith(WATCHED))}

@@ -103,8 +103,7 @@ def _differences(pairs: Sequence[tuple[str, str]], rows: Rows) -> Iterator[str]:
             cells = [f"{method} - {rival}"]
             by = [_by_seed(rows, method), _by_seed(rows, rival)]
             success, progress, area = (
-                paired(*({seed: one[i] for seed, one in some.items()} for some in by))
-                for i in range(3)
+                paired(_column(by[0], i), _column(by[1], i)) for i in range(3)
             )
             for value in (success, progress, area):
                 cells += [_signed(value), _bold(verdict(value))]
@@ -115,6 +114,10 @@ def _differences(pairs: Sequence[tuple[str, str]], rows: Rows) -> Iterator[str]:
 def _by_seed(rows: Rows, arm: str) -> dict[int, tuple[float, float, float]]:
     mine = (row for row in rows if row["arm"] == arm)
     return {r["seed"]: (r["end"]["success"], r["end"]["progress"], r["auc"]) for r in mine}
+
+
+def _column(scores: Mapping[int, tuple[float, float, float]], i: int) -> dict[int, float]:
+    return {seed: row[i] for seed, row in scores.items()}
 
 
 def _kinds(names: Sequence[str], rows: Rows) -> Iterator[str]:
