@@ -228,7 +228,11 @@ class _Run:
     def _at_start(self) -> dict[str, float]:
         """Return the scores of the student that all arms begin with; the first one measures it."""
         about = self.about
-        asked = {"start": self.begins.name, "env_id": about.env_id, "env": dict(about.env)}
+        asked: dict[str, Any] = {
+            "start": self.begins.name,
+            "env_id": about.env_id,
+            "env": dict(about.env),
+        }
         asked |= {"tests": about.tests, "split": self.job.split, "seed": self.job.seed}
         place = self.folder / "scores" / f"{key_of(asked)}.json"
         with _alone(place):
