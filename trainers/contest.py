@@ -154,8 +154,11 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """Return everything that the run depends on, as JSON values."""
         about = self.experiment
-        kept: dict[str, Any] = {"env_id": about.env_id, "env": dict(about.env)}
-        kept["plan"] = dict(about.plan)
+        kept: dict[str, Any] = {
+            "env_id": about.env_id,
+            "env": dict(about.env),
+            "plan": dict(about.plan),
+        }
         kept |= {"budget": about.budget, "tests": about.tests, "models": asdict(about.models)}
         kept["beginning"] = asdict(about.beginning) if about.beginning else None
         kept["teacher"] = asdict(about.teachers[self.arm.teacher]) if self.arm.teacher else None
@@ -212,7 +215,11 @@ class _Run:
         self.curve.append({"spent": self.spent, **end})
         whole = self.about.budget or self.spent
         points = [(point["spent"], point["success"]) for point in self.curve]
-        result = {"seed": self.job.seed, "rate": self.job.rate, "split": self.job.split}
+        result: dict[str, Any] = {
+            "seed": self.job.seed,
+            "rate": self.job.rate,
+            "split": self.job.split,
+        }
         result |= {"start": start, "end": end, "auc": round(area(points, whole), 4)}
         result |= {"env_steps": self.spent, "updates": self._updates(), "curve": self.curve}
         result |= {"metrics": thirds(self.rows, lambda name: name.startswith(WATCHED))}
@@ -221,8 +228,11 @@ class _Run:
     def _at_start(self) -> dict[str, float]:
         """Return the scores of the student that all arms begin with; the first one measures it."""
         about = self.about
-        asked: dict[str, Any] = {"start": self.begins.name, "env_id": about.env_id}
-        asked["env"] = dict(about.env)
+        asked: dict[str, Any] = {
+            "start": self.begins.name,
+            "env_id": about.env_id,
+            "env": dict(about.env),
+        }
         asked |= {"tests": about.tests, "split": self.job.split, "seed": self.job.seed}
         place = self.folder / "scores" / f"{key_of(asked)}.json"
         with _alone(place):

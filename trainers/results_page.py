@@ -101,10 +101,9 @@ def _differences(pairs: Sequence[tuple[str, str]], rows: Rows) -> Iterator[str]:
     for method, rival in pairs:
         if {method, rival} <= {row["arm"] for row in rows}:
             cells = [f"{method} - {rival}"]
-            ours, theirs = _by_seed(rows, method), _by_seed(rows, rival)
+            by = [_by_seed(rows, method), _by_seed(rows, rival)]
             success, progress, area = (
-                paired({s: one[i] for s, one in ours.items()}, {s: r[i] for s, r in theirs.items()})
-                for i in range(3)
+                paired(_column(by[0], i), _column(by[1], i)) for i in range(3)
             )
             for value in (success, progress, area):
                 cells += [_signed(value), _bold(verdict(value))]
@@ -115,6 +114,10 @@ def _differences(pairs: Sequence[tuple[str, str]], rows: Rows) -> Iterator[str]:
 def _by_seed(rows: Rows, arm: str) -> dict[int, tuple[float, float, float]]:
     mine = (row for row in rows if row["arm"] == arm)
     return {r["seed"]: (r["end"]["success"], r["end"]["progress"], r["auc"]) for r in mine}
+
+
+def _column(scores: Mapping[int, tuple[float, float, float]], i: int) -> dict[int, float]:
+    return {seed: row[i] for seed, row in scores.items()}
 
 
 def _kinds(names: Sequence[str], rows: Rows) -> Iterator[str]:

@@ -6,8 +6,8 @@
     L   = token-mean of -min(rho A, clip(rho, 1 - .2, 1 + .28) A)
 
 A wrong call pushes the later turns off what the teacher knows; a turn that has drifted further than
-the first one of its episode is distilled less. Measured under such a teacher (docs/results.md) that
-prevents the damage that OPD does, and gains nothing over the reward alone.
+the first one of its episode is distilled less. Measured under such a teacher (docs/results.md)
+that prevents the damage that OPD does, and gains nothing over the reward alone.
 """
 
 from __future__ import annotations
