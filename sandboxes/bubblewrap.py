@@ -310,16 +310,18 @@ def _shared_files(spec: SandboxSpec, parts: _Parts) -> Iterator[Callable[[], San
 def _frozen(spec: SandboxSpec, parts: _Parts) -> layers.Layer | None:
     """The files of the workdir.
 
+    None where this root may not look into another user's processes, or has no descriptor left.
+
     Raises:
         SandboxDied: the box is gone.
-        OSError: they cannot be copied.
     """
     if not layers.usable():
         return None
-    with _Passed([_root_of(parts)]) as folders:
+    with contextlib.suppress(OSError), _Passed([_root_of(parts)]) as folders:
         for name in filter(None, spec.workdir.split("/")):
             folders.add(os.open(name, FOLDER, dir_fd=folders.fds[-1]))
         return layers.freeze(folders.fds[-1], spec.limits)
+    return None
 
 
 def _root_of(parts: _Parts) -> int:

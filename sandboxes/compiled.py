@@ -32,7 +32,10 @@ def compiled_guest(python: str) -> dict[str, bytes]:
     except (OSError, subprocess.SubprocessError):
         return files
     names = [str(PurePosixPath(name).with_suffix(".pyc")) for name in files]
-    return dict(zip(names, _parts(ran.stdout), strict=True))
+    try:
+        return dict(zip(names, _parts(ran.stdout), strict=True))
+    except (ValueError, struct.error):  # it said something else, too
+        return files
 
 
 def _parts(data: bytes) -> list[bytes]:

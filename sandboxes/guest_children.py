@@ -138,15 +138,15 @@ class Children:
         self.shortage.wait_over()
         with contextlib.suppress(BlockingIOError):
             os.read(self.wake, READ_BYTES)
+        killed = False
         with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = found
                 if pid in self.ended:
                     self.ended[pid] = status
-                    if status == signal.SIGKILL and not self.sweeping and self.shortage.events < 0:
-                        time.sleep(COMES_BACK_S)  # not by us, so perhaps for want of memory
+                    killed = killed or status == signal.SIGKILL
+        if killed and not self.sweeping and self.shortage.events < 0:
+            time.sleep(COMES_BACK_S)  # not by us, so perhaps for want of memory; once for all
 
     def await_end(self, timeout_s: float) -> None:
         """Bury what ends within `timeout_s`, before a sweep ends it and none knows why it did."""

@@ -62,6 +62,7 @@ def _fork(leases: Leases, box: Sandbox, head: dict[str, Any], body: bytes) -> An
     creates = head.get("creates")
     if not isinstance(creates, list) or not all(isinstance(one, str) for one in creates):
         raise ValueError(f"creates must be a list of texts, got {creates!r:.100}")
+    leases.require_room(creates)
     boxes = box.fork(len(creates), Snapshot(body) if head.get("given") else None)
     return {"boxes": [lease.about() for lease in leases.adopt(boxes, creates)]}, b""
 

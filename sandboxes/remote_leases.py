@@ -161,6 +161,23 @@ class Leases:
             if self._leases.get(lease.create) is lease:
                 del self._leases[lease.create]
 
+    def require_room(self, creates: list[str]) -> None:
+        """See to it, before anything starts, that boxes may be lent under these creation ids.
+
+        Raises:
+            ValueError: an id is there twice, or lent already.
+            StartFailed: they are more than there is room for.
+        """
+        with self._lock:
+            taken = {create for create in creates if create in self._leases}
+            if taken or len(set(creates)) < len(creates):
+                raise ValueError(f"creates must be new and differ, got {sorted(taken or creates)}")
+            self._require_free(len(creates))
+
+    def _require_free(self, count: int) -> None:
+        if count > self.max_live - len(self._leases):
+            raise StartFailed(f"this server lends {self.max_live} boxes at once, there is no room")
+
     def adopt(self, boxes: list[Sandbox], creates: list[str]) -> list[Lease]:
         """Lend boxes that another one was forked into."""
         leases = [Lease(create, box.spec) for create, box in zip(creates, boxes, strict=True)]

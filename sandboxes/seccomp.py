@@ -98,7 +98,8 @@ UNLIMITED_MEMORY: dict[str, tuple[int | None, int | None]] = {
 }
 UNLIMITED_CPU: dict[str, tuple[int | None, int | None]] = {"sched_setaffinity": (203, 122)}
 
-CLONE, CLONE3, IOCTL, SOCKET = (56, 220), (435, 435), (16, 29), (41, 198)
+CLONE, CLONE3, IOCTL = (56, 220), (435, 435), (16, 29)
+SOCKET, SOCKETPAIR = (41, 198), (53, 199)
 SETSOCKOPT, BUFFER_SIZES = (54, 208), (7, 8, 32, 33)  # SO_SNDBUF, SO_RCVBUF and their FORCE
 PRLIMIT64, PERSONALITY = (302, 261), (135, 92)
 # Calls that could slow the guest, which runs as the same user, until it misses every deadline:
@@ -166,6 +167,7 @@ def _by_argument(column: int) -> list[list[bytes]]:
         _when(CLONE[column], ARGUMENT[0], [*clone, _allow()]),
         _when(IOCTL[column], ARGUMENT[1], [*ioctl, _allow()]),
         _when(SOCKET[column], ARGUMENT[0], [*family, _fail(errno.EAFNOSUPPORT)]),
+        _when(SOCKETPAIR[column], ARGUMENT[0], [*family, _fail(errno.EAFNOSUPPORT)]),
         # The guest runs as the same user: others' limits could otherwise be set to starve it.
         _when(PRLIMIT64[column], ARGUMENT[0], [*own_limits, _allow()]),
         _when(PERSONALITY[column], ARGUMENT[0], [*persona, _allow()]),
@@ -236,9 +238,10 @@ def _refusals_by_argument() -> Iterator[dict[str, Any]]:
     for value in TERMINAL_INJECTION:
         yield _refusal(["ioctl"], errno.EPERM, _masked(1, 0xFFFFFFFF, value))
     last = max(FAMILIES)
+    both = ["socket", "socketpair"]
     for family in set(range(last)) - set(FAMILIES):
-        yield _refusal(["socket"], errno.EAFNOSUPPORT, _masked(0, 0xFFFFFFFF, family))
-    yield _refusal(["socket"], errno.EAFNOSUPPORT, _compared(0, "GT", last))
+        yield _refusal(both, errno.EAFNOSUPPORT, _masked(0, 0xFFFFFFFF, family))
+    yield _refusal(both, errno.EAFNOSUPPORT, _compared(0, "GT", last))
     yield _refusal(["prlimit64"], errno.EPERM, _compared(0, "NE", 0))
     for name, (_, whom, most) in ONLY_ON_ITSELF.items():
         yield _refusal([name], errno.EPERM, _compared(whom, "NE", 0))

@@ -386,6 +386,7 @@ attack(
     """
 for family, kind in ((17, 3), (16, 3), (38, 5), (40, 1), (31, 3), (29, 3), (44, 3)):
     denied(lambda: socket.socket(family, kind))
+    denied(lambda: socket.socketpair(family, kind))
 denied(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1), errno.EPERM)
 denied(lambda: socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58), errno.EPERM)
 """,

@@ -762,7 +762,8 @@ def test_the_filter_denies_what_it_names_and_allows_the_rest(machine, column):
     arch = seccomp.ARCHES[machine]
     denied = {row[column] for row in seccomp.DENIED.values()} - {None}
     denied.add(seccomp.UNLIMITED_CPU["sched_setaffinity"][column])
-    judged = {seccomp.CLONE3[column], seccomp.SOCKET[column], seccomp.PERSONALITY[column]}
+    judged = {seccomp.CLONE3[column], seccomp.PERSONALITY[column]}
+    judged |= {seccomp.SOCKET[column], seccomp.SOCKETPAIR[column]}
     for number in range(470):
         answer = run_filter(program, number, arch=arch)
         if number in denied:
@@ -788,6 +789,8 @@ def test_the_filter_denies_what_it_names_and_allows_the_rest(machine, column):
         ("SOCKET", (10, 1, 0), True),
         ("SOCKET", (16, 3, 0), False),
         ("SOCKET", (38, 5, 0), False),
+        ("SOCKETPAIR", (1, 5, 0), True),
+        ("SOCKETPAIR", (30, 5, 0), False),
         ("PRLIMIT64", (0, 7, 1), True),
         ("PRLIMIT64", (1, 7, 1), False),
         ("PERSONALITY", (0xFFFFFFFF, 0, 0), True),
