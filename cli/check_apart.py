@@ -10,11 +10,13 @@ import contextlib
 import json
 import os
 import signal
+import site
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TextIO
 
 from turnwise.agents import check_replay
@@ -107,6 +109,7 @@ def main() -> None:
     """Try the laws of the order on stdin; what an environment prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    _read_path_files()
     order = json.loads(sys.stdin.readline())
     end_at_sigterm()  # laws run on threads, which cannot arrange for it
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -119,6 +122,14 @@ def main() -> None:
         if os.environ.get("TURNWISE_DEBUG"):
             raise
         _tell(answers, refused=describe(error))
+
+
+def _read_path_files() -> None:
+    """Read the .pth files of folders that our parent added to its path: editable installs."""
+    known = {*site.getsitepackages(), site.getusersitepackages()}
+    for folder in [entry for entry in sys.path if entry not in known]:
+        if any(Path(folder).glob("*.pth")):
+            site.addsitedir(folder)
 
 
 def _end_with_parent() -> None:
