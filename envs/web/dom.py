@@ -43,7 +43,7 @@ class Node:
         while waiting:
             node = waiting.pop()
             found.append(node)
-            waiting += [c for c in reversed(node.children) if c.__class__ is Node]  # type: ignore[misc]
+            waiting += [c for c in reversed(node.children) if c.__class__ is Node]
         return found
 
     def text(self) -> str:
@@ -172,7 +172,7 @@ def _begin(node: Node) -> None:
 def options_of(select: Node) -> list[Node]:
     """Return the options of a `select` element."""
     children = select.children
-    if all(child.__class__ is Node and child.tag == "option" for child in children):  # type: ignore[union-attr]
+    if all(child.__class__ is Node and child.tag == "option" for child in children):
         return children  # type: ignore[return-value]
     return [node for node in select.walk() if node.tag == "option"]
 
