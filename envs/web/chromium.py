@@ -35,7 +35,7 @@ PROGRAMS = (
     *("google-chrome", "google-chrome-stable"),
 )
 """Of those on the PATH the first is taken. The headless shell is a Chromium without windows: a step
-in it takes about 0.4 of the processor time of one in a whole browser."""
+in it takes about half of the processor time of one in a whole browser."""
 PROGRAM_VARIABLE = "TURNWISE_CHROMIUM"
 """Environment variable with the path of a Chromium that is not on the PATH."""
 FLAGS = (

@@ -77,7 +77,7 @@ class _Builder:
     """Builds the tree of HTML whose elements are closed, or left open as browsers allow.
 
     Two expressions take the text apart: a page is read some three times as fast as by
-    `html.parser`, and half of the time of a step was spent there.
+    `html.parser`, and much of the time of a step was spent there.
     """
 
     def __init__(self) -> None:
