@@ -100,6 +100,8 @@ def test_who_is_interrupted_leaves_no_process_behind(tmp_path):
         env={**os.environ, "PYTHONPATH": path, "TURNWISE_MARK": tmp_path.name},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # What runs in the background may have been told to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert wait_until(lambda: len(marked(tmp_path.name)) == 2)
