@@ -178,7 +178,7 @@ def test_two_processes_make_the_run_of_one(home, one, two, name):
 def test_the_runs_that_are_compared_do_learn(one):
     largest = {name: max(row.get("grad_norm", 0.0) for row in one[name]) for name in RUNS}
     assert min(largest.values()) > 1e-3, largest
-    assert {row["kept_groups"] for row in one["dropped"]} & {1.0, 2.0}
+    assert all(row["tied_groups"] > 0.25 for row in one["dropped"]), "no group was dropped"
 
 
 def test_the_first_step_is_the_same_to_the_last_token_and_digit(home, one, two):
