@@ -14,6 +14,7 @@ import site
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -120,7 +121,7 @@ def main() -> None:
         from turnwise.cli.failures import describe
 
         if os.environ.get("TURNWISE_DEBUG"):
-            raise
+            traceback.print_exc()
         _tell(answers, refused=describe(error))
 
 
