@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from turnwise.envs.base import Env
+from turnwise.sandboxes.room import Batch
 
 CLOSE_S = 5.0
 """How long to wait for environments that are being closed; they go on closing behind."""
@@ -50,6 +51,8 @@ class EnvPool:
         self, make_env: Callable[[], Env], size: int, *, step_timeout_s: float | None = None
     ) -> None:
         self.make_env, self.size, self.step_timeout_s = make_env, size, step_timeout_s
+        self.batch = Batch()
+        """Whose rooms its environments share, if they ask for that."""
         self.envs: list[Env | None] = [None] * size
         self._ready: deque[Answer] = deque()
         self._done: queue.SimpleQueue[tuple[int, Answer]] = queue.SimpleQueue()
@@ -61,7 +64,8 @@ class EnvPool:
         """Return environment `index`, making it first if need be."""
         env = self.envs[index]
         if env is None:
-            env = self.envs[index] = self.make_env()
+            with self.batch.current():
+                env = self.envs[index] = self.make_env()
         return env
 
     def send(self, index: int, method: str, *args: Any, **kwargs: Any) -> None:
@@ -101,6 +105,7 @@ class EnvPool:
         deadline = time.monotonic() + CLOSE_S
         for thread in filter(None, closing):
             thread.join(max(deadline - time.monotonic(), 0.0))
+        self.batch.close()
 
     def _discard(self, index: int) -> threading.Thread | None:
         """Start closing an environment and forget its answers; return the thread to wait for."""

@@ -41,12 +41,11 @@ the episode. What the agent's code does wrong is a result that the agent reads.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import posixpath
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from turnwise.envs.base import Response
@@ -56,16 +55,16 @@ from turnwise.envs.tools import ToolFailed
 from turnwise.envs.types import Task
 from turnwise.sandboxes.base import (
     ExecResult,
+    Isolation,
     Limits,
     NetPolicy,
     Sandbox,
-    SandboxError,
     StartFailed,
 )
 from turnwise.sandboxes.open import open_sandbox
 from turnwise.sandboxes.pool import WarmPool, start_kernel, warm_pool
 from turnwise.sandboxes.reaper import end_at_sigterm
-from turnwise.sandboxes.shared import Lease, lease_workspace
+from turnwise.sandboxes.room import Batch, current_batch
 
 MAX_POOLED = 4096
 """Above any number of live episodes: an episode that grades holds two boxes, and must not wait for
@@ -79,7 +78,7 @@ class SandboxEnv(ByReplay, ToolEnv):
     """A `ToolEnv` with a box: use `run_...`, `put_file` and `get_file`, or `self.box` itself.
 
     A box is opened when an episode first uses it and destroyed when the episode ends, by `reset`
-    or by `close`. No two episodes see the same one, unless `shared` is set.
+    or by `close`. No two episodes see the same one, unless `isolation` is `batch`.
 
     What a kernel, a shell and a file system hold cannot be saved together, so a snapshot is the
     seed and the actions: `restore` and `fork` play them again in a box of their own.
@@ -95,10 +94,10 @@ class SandboxEnv(ByReplay, ToolEnv):
     limits: Limits = Limits(wall_s=10.0)
     net: NetPolicy = NetPolicy()
     """No network; or the hosts that a proxy lets through. Fresh boxes for graders have the same."""
-    shared: ClassVar[bool] = False
-    """All environments of this class in this process use one box, each with a folder, a kernel and
-    a shell of its own. It is faster, and no wall stands between episodes: for tools that run no
-    code of the agent's. `limits` hold for all of them together."""
+    isolation: ClassVar[Isolation] = "episode"
+    """`batch`: the environments of one rollout share a box, each with a folder, a kernel and a shell
+    of its own. It is faster, no wall stands between their episodes, and `limits` hold for all of
+    them together. Graders get boxes of their own either way."""
     warm: ClassVar[int] = 0
     """So many boxes are kept ready for all environments of this class in this process."""
     step_timeout_s = 120.0
@@ -110,11 +109,10 @@ class SandboxEnv(ByReplay, ToolEnv):
         end_at_sigterm()  # boxes start on the threads of a rollout, which cannot arrange for it
         self.backend = backend or type(self).backend
         self.image = image or type(self).image
+        self._batch = current_batch() or Batch()
+        self._alone = current_batch() is None
         self._box: Sandbox | None = None
-        self._lease: Lease | None = None
         self._used = ""
-        self._name = "main"
-        self._kernel_placed = self._shell_placed = False
 
     @property
     def box(self) -> Sandbox:
@@ -131,28 +129,19 @@ class SandboxEnv(ByReplay, ToolEnv):
     @property
     def workspace(self) -> str:
         """The folder in the box where this episode's files are; commands start there."""
-        box = self.box
-        return self._lease.path if self._lease else box.spec.workdir
+        return self.box.spec.workdir
 
     def run_program(self, *argv: str, **options: Any) -> ExecResult:
         """Run a program in the workspace; see `Sandbox.exec`."""
-        return self.box.exec(argv, **{"cwd": self.workspace, **options})
+        return self.box.exec(argv, **options)
 
     def run_python(self, code: str, **options: Any) -> ExecResult:
         """Run Python in this episode's kernel; see `Sandbox.cell`."""
-        if self._lease and not self._kernel_placed:
-            self.box.cell(f"import os; os.chdir({self.workspace!r})", kernel=self._name)
-        result = self.box.cell(code, kernel=self._name, **options)
-        self._kernel_placed = not result.state_lost
-        return result
+        return self.box.cell(code, **options)
 
     def run_shell(self, command: str, **options: Any) -> ExecResult:
         """Run a command in this episode's shell; see `Sandbox.shell`."""
-        if self._lease and not self._shell_placed:
-            self.box.shell(f"cd {self.workspace}", name=self._name)
-        result = self.box.shell(command, name=self._name, **options)
-        self._shell_placed = not result.state_lost
-        return result
+        return self.box.shell(command, **options)
 
     def put_file(self, path: str, data: bytes) -> None:
         """Write a file of the workspace.
@@ -211,13 +200,8 @@ class SandboxEnv(ByReplay, ToolEnv):
 
     def release(self) -> None:
         """Give up this episode's box and all in it. Safe to call twice; never raises."""
-        box, lease = self._box, self._lease
-        self._box = self._lease = None
-        if lease is not None and box is not None:
-            with contextlib.suppress(SandboxError, OSError):
-                self._end_workers(box)
-            lease.close()
-        elif box is not None:
+        box, self._box = self._box, None
+        if box is not None:
             box.close()
 
     def begin(self, *args: Any, **kwargs: Any) -> Task:
@@ -235,6 +219,9 @@ class SandboxEnv(ByReplay, ToolEnv):
     def close(self) -> None:
         """Give up the box. Safe to call twice."""
         self.release()
+        if self._alone:
+            self._batch.close()
+            self._batch = Batch()
         super().close()
 
     def _info(self, answer: Response) -> dict[str, Any]:
@@ -243,29 +230,25 @@ class SandboxEnv(ByReplay, ToolEnv):
             self.release()
         return info
 
-    def _end_workers(self, box: Sandbox) -> None:
-        """In a box that goes on: end the kernel and the shell that nobody will name again."""
-        if self._kernel_placed:
-            box.cell("import os; os._exit(0)", kernel=self._name)
-        if self._shell_placed:
-            box.shell("exit", name=self._name)
-
     def _begin_box(self) -> None:
-        self._kernel_placed = self._shell_placed = False
-        self._name = "main"
-        if self.shared:
-            self._lease = lease_workspace(self._key(), **self._how())
-            self._name = posixpath.basename(self._lease.path)
-        self._box = self._lease.box if self._lease else self._open()
+        if self.isolation == "episode":
+            self._box = self._open()
+        else:
+            with self._batch.current():
+                self._box = self._patiently(lambda: open_sandbox(**self._how(), isolation="batch"))
         self._used = self._box.backend
 
     def _open(self) -> Sandbox:
+        return self._patiently(self._open_once)
+
+    @staticmethod
+    def _patiently(start: Callable[[], Sandbox]) -> Sandbox:
         for pause_s in START_PAUSES_S:
             try:
-                return self._open_once()
+                return start()
             except StartFailed:
                 time.sleep(pause_s)
-        return self._open_once()
+        return start()
 
     def _open_once(self) -> Sandbox:
         if self.warm:
@@ -281,13 +264,10 @@ class SandboxEnv(ByReplay, ToolEnv):
             "net": self.net,
         }
 
-    def _key(self) -> str:
-        return type(self).__name__.lower()
-
     def _place(self, path: str) -> str:
-        """`path` as the box takes it; in a shared one it must stay in the workspace."""
+        """`path` as the box takes it; in a room it must stay in the workspace."""
         place = posixpath.normpath(posixpath.join(self.workspace, path))
-        if self._lease and not place.startswith(self.workspace + "/"):
+        if self.isolation == "batch" and not place.startswith(self.workspace + "/"):
             raise ToolFailed(f"{path[:100]}: outside of the workspace", "not_allowed")
         return place
 

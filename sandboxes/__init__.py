@@ -5,7 +5,7 @@ if not __name__.startswith("turnwise."):
 
 _HOMES = {
     "base": (
-        "ExecResult Limits NetPolicy NoSafeSandbox ProtocolError Sandbox SandboxDied SandboxError"
+        "ExecResult Isolation Limits NetPolicy NoSafeSandbox ProtocolError Sandbox SandboxDied SandboxError"
         " SandboxSpec StartFailed Unsupported"
     ),
     "check": "LawResult SandboxReport check_sandbox",
@@ -13,7 +13,8 @@ _HOMES = {
     "pool": "PoolStats WarmPool warm_pool",
     "probe": "Verdict probe_isolation",
     "snapshot": "Snapshot",
-    "shared": "Lease lease_workspace shared_sandbox",
+    "room": "Batch Room",
+    "shared": "shared_sandbox",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME_OF)

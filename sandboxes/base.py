@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, Self, get_args, runtime_checkable
 
 if TYPE_CHECKING:
     from turnwise.sandboxes.snapshot import Snapshot
@@ -84,6 +84,11 @@ class NetPolicy:
     allow: tuple[str, ...] = ()
 
 
+Isolation = Literal["episode", "batch"]
+"""`episode`: a box for each, the default. `batch`: a room in a box that one rollout batch shares,
+with a folder, kernels and shells of its own; no wall stands between the rooms of a box."""
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """Everything that decides what a box is; equal specs may share a warm pool."""
@@ -93,6 +98,12 @@ class SandboxSpec:
     net: NetPolicy = field(default_factory=NetPolicy)
     env: Mapping[str, str] = field(default_factory=dict)
     workdir: str = "/workspace"
+    isolation: Isolation = "episode"
+
+    def __post_init__(self) -> None:
+        if self.isolation not in get_args(Isolation):
+            known = " or ".join(map(repr, get_args(Isolation)))
+            raise ValueError(f"isolation must be {known}, got {self.isolation!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from turnwise.sandboxes import reaper
 from turnwise.sandboxes.base import (
+    Isolation,
     Limits,
     NetPolicy,
     NoSafeSandbox,
@@ -15,6 +16,7 @@ from turnwise.sandboxes.base import (
     SandboxSpec,
     Unsupported,
 )
+from turnwise.sandboxes.room import current_batch
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def open_sandbox(
     image: str | None = None,
     net: NetPolicy | None = None,
     env: Mapping[str, str] | None = None,
+    isolation: Isolation = "episode",
 ) -> Sandbox:
     """A started box; use it in a `with`, or close it.
 
@@ -92,14 +95,28 @@ def open_sandbox(
             machine's own /usr elsewhere.
         net: no network by default.
         env: environment variables of everything in the box.
+        isolation: `batch` gives a `Room` in a box that the current `Batch` shares; it costs a
+            folder instead of a box, and no wall stands between the rooms of a box.
 
     Raises:
         NoSafeSandbox: nothing here isolates; the message holds the command that fixes it.
         Unsupported: no backend, or not this one, can do what was asked.
         StartFailed: it could not be started this time.
-        ValueError: there is no backend of this name.
+        ValueError: there is no backend or isolation of this name, or no current batch.
     """
-    spec = SandboxSpec(image, limits or Limits(), net or NetPolicy(), dict(env or {}))
+    limits, net = limits or Limits(), net or NetPolicy()
+    spec = SandboxSpec(image, limits, net, dict(env or {}), isolation=isolation)
+    return _room(backend, spec) if isolation == "batch" else _box(backend, spec)
+
+
+def _room(backend: str, spec: SandboxSpec) -> Sandbox:
+    batch = current_batch()
+    if batch is None:
+        raise ValueError("isolation='batch' needs a batch to share a box with: `with Batch():`")
+    return batch.room(spec, lambda whole: _box(backend, whole), backend)
+
+
+def _box(backend: str, spec: SandboxSpec) -> Sandbox:
     if backend == "auto":
         return open_any(spec)
     if backend not in BACKENDS:

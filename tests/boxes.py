@@ -49,3 +49,8 @@ def processes_with(word: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def is_open(box) -> bool:
+    """Whether nobody has closed `box` or found it gone."""
+    return bool(box.alive)

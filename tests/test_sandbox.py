@@ -35,7 +35,6 @@ from turnwise.sandboxes import (
     cgroup,
     guest,
     guest_children,
-    lease_workspace,
     open_sandbox,
     probe,
     seccomp,
@@ -859,25 +858,14 @@ def shared_limits():
     shared_sandbox("test", limits=limits).close()
 
 
-def test_leases_share_one_box_and_no_folder(shared_limits):
-    with lease_workspace("test", limits=shared_limits) as one:
-        with lease_workspace("test", limits=shared_limits) as two:
-            assert one.box is two.box and one.path != two.path
-            one.box.put(one.path + "/file", b"1")
-            assert two.box.exec(["ls", two.path]).stdout == b""
-        assert two.box.exec(["ls", two.path]).exit_code != 0, "a closed lease leaves nothing"
-        assert one.box.get(one.path + "/file") == b"1"
-    one.close()
-
-
 def test_a_shared_box_that_died_fails_its_users_and_is_replaced(shared_limits):
-    lease = lease_workspace("test", limits=shared_limits)
-    kill(lease.box)
+    box = shared_sandbox("test", limits=shared_limits)
+    assert shared_sandbox("test", limits=shared_limits) is box
+    kill(box)
     with pytest.raises(SandboxDied):
-        lease.box.cell("1")
-    lease.close()
-    with lease_workspace("test", limits=shared_limits) as fresh:
-        assert fresh.box is not lease.box and fresh.box.cell("print(1)").stdout == b"1\n"
+        box.cell("1")
+    fresh = shared_sandbox("test", limits=shared_limits)
+    assert fresh is not box and fresh.cell("print(1)").stdout == b"1\n"
 
 
 def test_threads_that_ask_at_once_get_the_same_box(shared_limits):

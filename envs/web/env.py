@@ -60,8 +60,8 @@ from turnwise.envs.web.page import Element, Page
 from turnwise.envs.web.site import Session, Site
 from turnwise.envs.web.tab import Tab, typed
 from turnwise.envs.web.window import Window
-from turnwise.sandboxes.base import Limits
-from turnwise.sandboxes.shared import SHARED_LIMITS
+from turnwise.sandboxes.base import Limits, Sandbox
+from turnwise.sandboxes.shared import SHARED_LIMITS, shared_sandbox
 
 STYLE = Path(__file__).with_name("style.css")
 
@@ -92,7 +92,6 @@ class WebEnv(SandboxEnv):
     import those before it and the last one responds."""
     static: ClassVar[tuple[str, ...]] = ()
     """Files beside the environment's module that the site serves: style sheets, SVG pictures."""
-    shared: ClassVar[bool] = True
     limits: Limits = SHARED_LIMITS
     hints = False
 
@@ -260,6 +259,17 @@ class WebEnv(SandboxEnv):
         seen = [self.page.url, self.window.top, self.page.lines, self._history]
         return digest([self.task.key, *seen, self._db_text, self._ended])
 
+    @property
+    def box(self) -> Sandbox:
+        """The box of this process in which sites run.
+
+        Raises:
+            SandboxError: it could not be started.
+        """
+        box = shared_sandbox("web", **self._how())
+        self._used = box.backend
+        return box
+
     def release(self) -> None:
         """Close the tab and forget the episode in the box. Safe to call twice; never raises."""
         tab, session = self._tab, self._session
@@ -324,6 +334,3 @@ class WebEnv(SandboxEnv):
         )
         folder = Path(sys.modules[home].__file__ or ".").parent
         return Site(modules, (STYLE, *(folder / name for name in self.static)))
-
-    def _key(self) -> str:
-        return "web"
