@@ -95,9 +95,9 @@ class SandboxEnv(ByReplay, ToolEnv):
     net: NetPolicy = NetPolicy()
     """No network; or the hosts that a proxy lets through. Fresh boxes for graders have the same."""
     isolation: ClassVar[Isolation] = "episode"
-    """`batch`: the environments of one rollout share a box, each with a folder, a kernel and a shell
-    of its own. It is faster, no wall stands between their episodes, and `limits` hold for all of
-    them together. Graders get boxes of their own either way."""
+    """`batch`: the environments of one rollout share a box, each with a folder, a kernel and a
+    shell of its own. It is faster, no wall stands between their episodes, and `limits` hold for all
+    of them together. Graders get boxes of their own either way."""
     warm: ClassVar[int] = 0
     """So many boxes are kept ready for all environments of this class in this process."""
     step_timeout_s = 120.0

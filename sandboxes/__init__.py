@@ -5,8 +5,8 @@ if not __name__.startswith("turnwise."):
 
 _HOMES = {
     "base": (
-        "ExecResult Isolation Limits NetPolicy NoSafeSandbox ProtocolError Sandbox SandboxDied SandboxError"
-        " SandboxSpec StartFailed Unsupported"
+        "ExecResult Isolation Limits NetPolicy NoSafeSandbox ProtocolError Sandbox SandboxDied"
+        " SandboxError SandboxSpec StartFailed Unsupported"
     ),
     "check": "LawResult SandboxReport check_sandbox",
     "open": "BACKENDS open_sandbox",

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, Self, get_args, runtime_checkable
@@ -227,16 +227,27 @@ class Sandbox(Protocol):
             OSError: they are over `Limits.file_bytes` or `Limits.inodes`, or cannot be read.
         """
 
-    def fork(self, n: int = 1, snapshot: Snapshot | None = None) -> list[Sandbox]:
+    def fork(
+        self,
+        n: int = 1,
+        snapshot: Snapshot | None = None,
+        *,
+        fresh: Callable[[], Sandbox] | None = None,
+    ) -> list[Sandbox]:
         """`n` fresh boxes of the same spec with the files of `snapshot`, or else of now.
 
         All or none are returned; the caller closes them.
 
+        Args:
+            fresh: where the boxes come from that the files are put into: `pool.lease` of a
+                `warm_pool` of the same spec. They are started by default.
+
         Raises:
             SandboxError: a box could not be started, or this one is gone.
             OSError: as `snapshot`, and when the files do not fit.
-            ValueError: `snapshot` is not a whole archive of the kind that `Snapshot` describes, or
-                `n` is not in 1..256.
+            ValueError: `snapshot` is not a whole archive of the kind that `Snapshot` describes,
+                `n` is not in 1..256, or `fresh` gives boxes of another spec.
+            Unsupported: the backend cannot.
         """
 
     def fork_kernel(self, kernel: str = "main", *, into: str = "fork-1") -> None:

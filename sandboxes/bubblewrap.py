@@ -21,7 +21,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -39,7 +39,7 @@ from turnwise.sandboxes.base import (
 from turnwise.sandboxes.bubblewrap_command import BOX_UID, INSTALL_PYTHON, box_python, command
 from turnwise.sandboxes.channel import Channel, GuestBox
 from turnwise.sandboxes.compiled import compiled_guest
-from turnwise.sandboxes.guest_files import FOLDER
+from turnwise.sandboxes.host_files import HostFiles
 from turnwise.sandboxes.inside import (
     MARKER,
     accounts,
@@ -189,8 +189,15 @@ def _start(spec: SandboxSpec, parts: _Parts, layer: layers.Layer | None) -> Gues
     _hello(spec, parts, extra)
     parts.group.add(parts.pid)  # it is in by now, whoever moved it; no code of the agent's ran yet
     _watch(spec, parts)
-    share = partial(_shared_files, spec, parts)
-    return GuestBox(f"bwrap-{token[:8]}", NAME, spec, parts.channel, parts.end, share)
+    host = HostFiles(spec, partial(_root_of, parts), parts.user, partial(_open_over, spec))
+    return GuestBox(f"bwrap-{token[:8]}", NAME, spec, parts.channel, parts.end, host)
+
+
+def _open_over(spec: SandboxSpec, layer: layers.Layer) -> Sandbox:
+    """A box whose workdir is an overlay of `layer`."""
+    from turnwise.sandboxes.open import open_spec
+
+    return open_spec(NAME, spec, partial(open_box, layer=layer))
 
 
 def _extra(
@@ -294,38 +301,13 @@ def _hello(spec: SandboxSpec, parts: _Parts, extra: dict[str, Any]) -> None:
         raise StartFailed(f"the guest did not start: {error}") from None
 
 
-@contextlib.contextmanager
-def _shared_files(spec: SandboxSpec, parts: _Parts) -> Iterator[Callable[[], Sandbox] | None]:
-    """What opens boxes that share the files that this one has now; None where it cannot be."""
-    from turnwise.sandboxes.open import open_spec
-
-    layer = _frozen(spec, parts)
-    if layer is None:
-        yield None
-    else:
-        with layer:
-            yield lambda: open_spec(NAME, spec, partial(open_box, layer=layer))
-
-
-def _frozen(spec: SandboxSpec, parts: _Parts) -> layers.Layer | None:
-    """The files of the workdir.
-
-    None where this root may not look into another user's processes, or has no descriptor left.
+def _root_of(parts: _Parts) -> int:
+    """A descriptor of the root folder of the box.
 
     Raises:
-        SandboxDied: the box is gone.
+        SandboxDied: it is gone.
+        OSError: this root may not look into another user's processes.
     """
-    if not layers.usable():
-        return None
-    with contextlib.suppress(OSError), _Passed([_root_of(parts)]) as folders:
-        for name in filter(None, spec.workdir.split("/")):
-            folders.add(os.open(name, FOLDER, dir_fd=folders.fds[-1]))
-        return layers.freeze(folders.fds[-1], spec.limits)
-    return None
-
-
-def _root_of(parts: _Parts) -> int:
-    """A descriptor of the root folder of the box."""
     with parts.lock, contextlib.suppress(FileNotFoundError):
         root = os.open(f"/proc/{parts.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # Until now the number cannot have gone to another process.

@@ -6,7 +6,6 @@ checked, nothing is unpickled. The frames are described in `guest.py`.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -15,11 +14,14 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar, cast
 
+from turnwise.sandboxes import host_files, layers
 from turnwise.sandboxes.base import (
     MAX_TIMEOUT_S,
     ExecResult,
@@ -31,10 +33,12 @@ from turnwise.sandboxes.base import (
     words_of,
 )
 from turnwise.sandboxes.base import SandboxSpec as Spec
+from turnwise.sandboxes.host_files import HostFiles
+from turnwise.sandboxes.layers import Layer
 from turnwise.sandboxes.snapshot import Snapshot, check_archive, open_copies, snapshot_from
 
 T = TypeVar("T")
-Sharing = contextlib.AbstractContextManager[Callable[[], Sandbox] | None]
+Fresh = Callable[[], Sandbox]
 _FRAME = struct.Struct(">II")
 _TIMEVAL = struct.Struct("@ll")
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -93,7 +97,7 @@ class Channel:
 
     def hang_up(self) -> None:
         """Close it and wake whoever waits for a reply; the guest ends itself."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
 
@@ -177,8 +181,7 @@ def _at_most(data: bytes, limit: int) -> bytes:
 
 
 def _unpack(box: Sandbox, data: bytes) -> None:
-    assert isinstance(box, GuestBox)
-    box.unpack(data)
+    box.unpack(data)  # type: ignore[attr-defined]  # it is one of ours, or on loan from a pool
 
 
 def _result(reply: dict[str, Any], data: bytes) -> ExecResult:
@@ -206,8 +209,7 @@ class GuestBox:
         channel: connected to a guest that has answered `hello`.
         end: destroys the box and returns what is known about why it ended; may be called from
             any thread, once.
-        share: for the time of a `with`, what opens boxes that share the files that this one has at
-            its beginning, or None where they must be copied.
+        host: reaches its files past the guest, where this host may.
     """
 
     capabilities = frozenset({"files", "python_state", "shell", "snapshot_files", "fork_python"})
@@ -219,10 +221,10 @@ class GuestBox:
         spec: Spec,
         channel: Channel,
         end: Callable[[], str],
-        share: Callable[[], Sharing] = contextlib.nullcontext,
+        host: HostFiles | None = None,
     ) -> None:
         self.id, self.backend, self.spec = id, backend, spec
-        self._channel, self._share = channel, share
+        self._channel, self.host = channel, host
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._gone: str | None = None
@@ -293,36 +295,69 @@ class GuestBox:
         reply, data = self._call("pack", {}, b"", self._wall_s)
         return self._believe(lambda: snapshot_from(reply, data, self.spec.limits))
 
-    def fork(self, n: int = 1, snapshot: Snapshot | None = None) -> list[Sandbox]:
+    def fork(
+        self, n: int = 1, snapshot: Snapshot | None = None, *, fresh: Fresh | None = None
+    ) -> list[Sandbox]:
         """See `Sandbox.fork`."""
-        from turnwise.sandboxes.open import open_spec
-
-        def open_box() -> Sandbox:
-            return open_spec(self.backend, self.spec)
-
+        open_box = partial(self._like_this, fresh)
         if snapshot is not None:
             data = snapshot.data
             check_archive(data, self.spec.limits)
             return open_copies(open_box, lambda box: _unpack(box, data), n)
-        with contextlib.ExitStack() as stack:
-            open_shared = self._sharing(stack)
-            if open_shared is not None:
-                return open_copies(open_shared, lambda box: None, n)
-            # It packs while they start.
-            packing = stack.enter_context(ThreadPoolExecutor(1)).submit(self._packed)
+        if n == 1 and fresh is not None:
+            return open_copies(open_box, self._copy_into, n)
+        over = self.host.open_over if self.host and fresh is None else None
+        with self._frozen(layers.SHARE if over else 1) as layer:
+            if layer is not None and over is not None:
+                return open_copies(lambda: cast(Sandbox, over(layer)), lambda box: None, n)
+            if layer is not None:
+                return open_copies(open_box, lambda box: host_files.lay(layer.fd, box), n)
+        with ThreadPoolExecutor(1) as meanwhile:  # it packs while they start
+            packing = meanwhile.submit(self._packed)
             return open_copies(open_box, lambda box: _unpack(box, packing.result()), n)
 
-    def _sharing(self, stack: contextlib.ExitStack) -> Callable[[], Sandbox] | None:
-        """What opens boxes that share the files of now, until the end of `stack`; None if none can.
+    def _like_this(self, fresh: Fresh | None) -> Sandbox:
+        """A new box of the same spec.
+
+        Raises:
+            ValueError: `fresh` gave one of another.
+        """
+        from turnwise.sandboxes.open import open_spec
+
+        if fresh is None:
+            return open_spec(self.backend, self.spec)
+        box = fresh()
+        if (box.backend, box.spec) != (self.backend, self.spec):
+            box.close()
+            raise ValueError(
+                f"a fork has the spec of its stem, {self.backend} {self.spec}, and `fresh` gave"
+                f" {box.backend} {box.spec}"
+            )
+        return box
+
+    def _frozen(self, share: int) -> AbstractContextManager[Layer | None]:
+        """The files of now, where the host can have them so.
 
         Raises:
             SandboxDied: the box is gone.
-            OSError: its files cannot be copied.
         """
+        with self._reached():
+            return (self.host and self.host.freeze(share)) or nullcontext()
+
+    def _copy_into(self, box: Sandbox) -> None:
+        """Copy the files of now into a fresh box."""
+        with self._reached():
+            if self.host and self.host.copy_into(box):
+                return
+        _unpack(box, self._packed())
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """While it is certain that no call is in progress, and that the box is there."""
         with self._lock:
             self._require_running()
             try:
-                return stack.enter_context(self._share())
+                yield
             except SandboxDied as error:
                 why = self._fail(str(error))
                 raise SandboxDied(f"box {self.id}: {error}{why}") from None

@@ -9,6 +9,7 @@ or is killed, the guest ends and the engine removes the container.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import select
@@ -41,7 +42,15 @@ from turnwise.sandboxes.docker_engine import (
     status_of,
 )
 from turnwise.sandboxes.docker_image import BASE_IMAGE, BUILD
-from turnwise.sandboxes.inside import HOME_OF_GUEST, check_workdir, max_body, uid_of_the_moment
+from turnwise.sandboxes.guest_files import FILE
+from turnwise.sandboxes.host_files import HostFiles
+from turnwise.sandboxes.inside import (
+    HOME_OF_GUEST,
+    MARKER,
+    check_workdir,
+    max_body,
+    uid_of_the_moment,
+)
 from turnwise.sandboxes.owner import own_folder
 
 NAME = "docker"
@@ -62,7 +71,22 @@ class _Parts:
     words: socket.socket | None = None
     """What the guest writes to its standard error, as the engine frames it."""
     channel: Channel | None = None
+    pid: int = 0
     proxy: proxy.Proxy | None = None
+
+    def guest(self) -> int:
+        """The number of the box's PID 1, as the engine counts; another process may have it by now.
+
+        Raises:
+            OSError: there is no such container.
+        """
+        if not self.pid:
+            try:
+                with self.engine.client(CALL_TIMEOUT_S) as api, failures(self.engine.url):
+                    self.pid = api.inspect_container(self.name)["State"]["Pid"]
+            except SandboxError as error:
+                raise OSError(errno.ESRCH, str(error)) from None
+        return self.pid
 
     def end(self) -> str:
         """End the container and wait until the engine has removed it; its last words.
@@ -173,7 +197,25 @@ def _start(spec: SandboxSpec, image: dict[str, Any], parts: _Parts) -> GuestBox:
         if spec.net.mode == "proxy":
             parts.proxy = proxy.Proxy(spec.net.allow, _accept(door, parts, deadline))
     shutil.rmtree(parts.folder, ignore_errors=True)  # the box keeps what is bound over a file
-    return GuestBox(parts.name, NAME, spec, parts.channel, parts.end)
+    user = start.uid if os.geteuid() == 0 else None
+    host = HostFiles(spec, lambda: _root_of(parts, start.token), user)
+    return GuestBox(parts.name, NAME, spec, parts.channel, parts.end, host)
+
+
+def _root_of(parts: _Parts, token: str) -> int:
+    """A descriptor of the root folder of the box.
+
+    Raises:
+        OSError: it has ended, or the engine runs where its processes are none of ours.
+    """
+    root = os.open(f"/proc/{parts.guest()}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, root)
+        with open(os.open(MARKER.lstrip("/"), os.O_RDONLY | FILE, dir_fd=root), "rb") as marker:
+            if marker.read() != token.encode():
+                raise OSError(errno.ESRCH, "another process has its number")
+        stack.pop_all()
+    return root
 
 
 def _lay_out(shared: Path, files: dict[str, bytes]) -> None:

@@ -107,19 +107,20 @@ class Layer:
         self.close()
 
 
-def freeze(folder: int, limits: Limits) -> Layer | None:
+def freeze(folder: int, limits: Limits, share: int = SHARE) -> Layer | None:
     """A layer of what is in `folder`, a descriptor; None where it cannot be had.
 
-    That is: this kernel or user cannot make one, or the folder holds more than a layer may.
+    That is: this kernel or user cannot make one, or the folder holds more than a layer may, which
+    is one part in `share` of what the limits give to a folder.
     """
     if not usable():
         return None
-    size, files = min((limits.disk_mb << 20) // SHARE, limits.file_bytes), limits.inodes // SHARE
+    size, files = min((limits.disk_mb << 20) // share, limits.file_bytes), limits.inodes // share
     layer = Layer(_tmpfs(size, files + 1))
     try:
         with ThreadPoolExecutor(1) as meanwhile:
-            # Should it fail, it is tried again once it is needed.
-            meanwhile.submit(lambda: layer.owners.append(_new_owner()))
+            if share == SHARE:  # should it fail, it is tried again once it is needed
+                meanwhile.submit(lambda: layer.owners.append(_new_owner()))
             Copier(files).copy(folder, layer.fd)
     except (TooMuch, OSError):  # it is full; or this root may not read what is another user's
         layer.close()

@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +18,7 @@ from turnwise.sandboxes.base import (
     SandboxDied,
     SandboxError,
     SandboxSpec,
+    Unsupported,
 )
 from turnwise.sandboxes.remote_wire import EXTRA_BYTES, pack
 
@@ -102,8 +103,16 @@ class RemoteBox:
         except ValueError as error:
             raise ProtocolError(f"box {self.id}: {error}") from None
 
-    def fork(self, n: int = 1, snapshot: Snapshot | None = None) -> list[Sandbox]:
-        """See `Sandbox.fork`."""
+    def fork(
+        self,
+        n: int = 1,
+        snapshot: Snapshot | None = None,
+        *,
+        fresh: Callable[[], Sandbox] | None = None,
+    ) -> list[Sandbox]:
+        """See `Sandbox.fork`; `fresh` is refused, as the server starts what it forks."""
+        if fresh is not None:
+            raise Unsupported("a remote box is forked by its server, which starts the boxes")
         if not 1 <= n <= 256:
             raise ValueError(f"a box is forked into 1 to 256, asked for {n}")
         creates = [secrets.token_hex(16) for _ in range(n)]

@@ -1,8 +1,9 @@
 """Rooms: boxes within one box, for a rollout batch whose environments ask for speed.
 
 A room has a folder, kernels and shells of its own in a box that the batch shares. It costs a folder
-instead of a box. **No wall stands between the rooms of a batch**: they are users of one system, and
-an agent that looks for the others finds them. Batches share nothing, and a batch's box ends with it.
+instead of a box. **No wall stands between the rooms of a batch**: they are of one user, their calls
+take turns, and an agent that looks for the others finds them. Batches share nothing, and the box of
+a batch ends with it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import NoReturn, Self
 
 from turnwise.sandboxes.base import (
     ExecResult,
@@ -114,7 +115,7 @@ class Room:
         """Raise `Unsupported`."""
         raise _whole("snapshot")
 
-    def fork(self, n: int = 1, snapshot: Any = None) -> NoReturn:
+    def fork(self, n: int = 1, snapshot: object = None, *, fresh: object = None) -> NoReturn:
         """Raise `Unsupported`."""
         raise _whole("fork")
 
@@ -163,7 +164,7 @@ def _whole(what: str) -> Unsupported:
 
 
 class Batch:
-    """The boxes whose rooms the environments of one rollout share. In a `with` it is the current one.
+    """The boxes whose rooms the environments of one rollout share. A `with` makes it current.
 
     Environments that are made while it is current belong to it. `EnvPool`, and so `rollout`,
     `evaluate` and `make_vec`, make theirs so; one that is made by hand is a batch of its own.
@@ -175,8 +176,10 @@ class Batch:
     """
 
     def __init__(self) -> None:
-        self._began()
         self._closed = False
+        self._boxes: dict[tuple[str, str], Sandbox] = {}
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
 
     def room(self, spec: SandboxSpec, open_box: Callable[[SandboxSpec], Sandbox], key: str) -> Room:
         """A new room of the box for `key` and `spec`, which is opened for the first one.
@@ -220,9 +223,11 @@ class Batch:
         self._within.__exit__(None, None, None)
         self.close()
 
-    def _box(self, spec: SandboxSpec, open_box: Callable[[SandboxSpec], Sandbox], key: str) -> Sandbox:
+    def _box(
+        self, spec: SandboxSpec, open_box: Callable[[SandboxSpec], Sandbox], key: str
+    ) -> Sandbox:
         if self._pid != os.getpid():  # a forked child cannot speak over its parent's channels
-            self._began()
+            self._boxes, self._lock, self._pid = {}, threading.Lock(), os.getpid()
         whole = replace(spec, isolation="episode")
         asked = key, repr(whole)
         with self._lock:
@@ -232,11 +237,6 @@ class Batch:
             if box is None or not getattr(box, "alive", True):
                 box = self._boxes[asked] = open_box(whole)
             return box
-
-    def _began(self) -> None:
-        self._boxes: dict[tuple[str, str], Sandbox] = {}
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
 
 
 def current_batch() -> Batch | None:

@@ -7,10 +7,13 @@ step is opened from the folder above it, and only what is open is looked at.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import itertools
 import os
 import stat
+from collections.abc import Iterator
 
 from turnwise.sandboxes.guest_files import FILE, FOLDER
 from turnwise.sandboxes.guest_pack import MAX_DEPTH
@@ -21,6 +24,9 @@ _REPLACED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO
 """Removed, or made into something else, since it was listed."""
 
 
+_libc = ctypes.PyDLL(None)  # for calls that are over before other threads could make use of it
+
+
 class TooMuch(Exception):
     """The tree is over a bound of its copy."""
 
@@ -28,13 +34,17 @@ class TooMuch(Exception):
 class Copier:
     """Copies one tree of at most `max_files` files, folders and links.
 
+    Args:
+        max_files: So many.
+        user: Whom the copy is to belong to, if root copies; whoever copies by default.
+
     Raises:
         TooMuch: it has more, or folders are nested deeper than a snapshot may have them.
         OSError: the copy cannot be written; ENOSPC when it is full.
     """
 
-    def __init__(self, max_files: int) -> None:
-        self.files_left = max_files
+    def __init__(self, max_files: int, user: int | None = None) -> None:
+        self.files_left, self.user = max_files, user
 
     def copy(self, source: int, target: int, path: bytes = b"") -> None:
         """Copy what is in the folder `source` into the empty folder `target`, both descriptors."""
@@ -65,14 +75,16 @@ class Copier:
         elif entry.is_symlink():
             aim = os.readlink(os.fsencode(entry.name), dir_fd=source)
             if stays_inside(path, aim):
-                os.symlink(aim, os.fsencode(entry.name), dir_fd=target)
+                with self.as_user():
+                    os.symlink(aim, os.fsencode(entry.name), dir_fd=target)
 
     def folder(self, name: str, source: int, target: int, path: bytes) -> None:
         theirs = os.open(name, FOLDER, dir_fd=source)
         try:
             mode = os.fstat(theirs).st_mode
             if mode & stat.S_IRUSR:
-                os.mkdir(name, 0o700, dir_fd=target)
+                with self.as_user():
+                    os.mkdir(name, 0o700, dir_fd=target)
                 self.inside(theirs, os.open(name, FOLDER, dir_fd=target), path, mode)
         finally:
             os.close(theirs)
@@ -90,9 +102,29 @@ class Copier:
         try:
             found = os.fstat(theirs)
             if stat.S_ISREG(found.st_mode) and found.st_mode & stat.S_IRUSR:
-                _pour(theirs, os.open(name, _CREATE, 0o600, dir_fd=target), found)
+                with self.as_user():
+                    ours = os.open(name, _CREATE, 0o600, dir_fd=target)
+                _pour(theirs, ours, found)
         finally:
             os.close(theirs)
+
+    @contextlib.contextmanager
+    def as_user(self) -> Iterator[None]:
+        """For what is made meanwhile by this thread; a box's file system knows no root of ours."""
+        if self.user is None:
+            yield
+            return
+        _act_as(self.user)
+        try:
+            yield
+        finally:
+            _act_as(0)
+
+
+def _act_as(user: int) -> None:
+    """Have this thread's files belong to `user`; for root only."""
+    _libc.setfsgid(user)
+    _libc.setfsuid(user)
 
 
 def _pour(source: int, target: int, found: os.stat_result) -> None:

@@ -166,7 +166,7 @@ class UnsafeBox:
         """
         raise Unsupported(f"the {NAME} backend takes no snapshots and forks no boxes")
 
-    def fork(self, n: int = 1, snapshot: object = None) -> NoReturn:
+    def fork(self, n: int = 1, snapshot: object = None, *, fresh: object = None) -> NoReturn:
         """Not offered.
 
         Raises:

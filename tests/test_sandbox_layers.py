@@ -2,6 +2,8 @@
 
 import errno
 import os
+import select
+import signal
 import subprocess
 import sys
 import threading
@@ -10,9 +12,18 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from boxes import need_bubblewrap, wait_until
+from boxes import need_bubblewrap, need_docker, wait_until
 
-from turnwise.sandboxes import Limits, SandboxDied, layers, mounts, open_sandbox
+from turnwise.sandboxes import (
+    Limits,
+    SandboxDied,
+    StartFailed,
+    layers,
+    mounts,
+    open_sandbox,
+    warm_pool,
+)
+from turnwise.sandboxes.host_files import HostFiles
 from turnwise.sandboxes.trees import Copier, TooMuch
 
 SMALL = Limits(memory_mb=96, pids=24, disk_mb=8, inodes=800, wall_s=10.0)
@@ -25,14 +36,18 @@ def need_layers():
         pytest.skip("only root, on a recent kernel, lets boxes share files")
 
 
-@pytest.fixture(params=["shared", "copied"])
+@pytest.fixture(params=["shared", "copied", "warm", "warm and copied"])
 def way(request, monkeypatch):
-    """Both ways to fork; what each test says holds for both."""
-    if request.param == "shared":
+    """All ways to fork; what each test says holds for all.
+
+    The files are shared with the fork, or put into it, by the host or as an archive.
+    """
+    need_bubblewrap()
+    if request.param in ("shared", "warm"):
         need_layers()
-    else:
-        need_bubblewrap()
+    if "copied" in request.param:
         monkeypatch.setattr(layers, "usable", lambda: False)
+        monkeypatch.setattr(HostFiles, "copy_into", lambda *_: False)
     return request.param
 
 
@@ -47,8 +62,22 @@ def box(way, stack):
     return stack.enter_context(open_sandbox("bubblewrap", limits=SMALL))
 
 
+@pytest.fixture(autouse=True)
+def the_way(request):
+    """The way of the present test; none in one that has no fixture `way`."""
+    global _way
+    _way = request.getfixturevalue("way") if "way" in request.fixturenames else ""
+
+
+def fresh(box):
+    """Where the way under test has the boxes from that `box` is forked into."""
+    from turnwise.sandboxes.open import open_spec
+
+    return (lambda: open_spec("bubblewrap", box.spec)) if "warm" in _way else None
+
+
 def forked(stack, box, n=1):
-    forks = [stack.enter_context(fork) for fork in box.fork(n)]
+    forks = [stack.enter_context(fork) for fork in box.fork(n, fresh=fresh(box))]
     return forks if n > 1 else forks[0]
 
 
@@ -237,11 +266,78 @@ def test_more_than_a_layer_may_hold_is_copied(box, stack, fill):
 def test_folders_too_deep_and_too_many_bytes_are_refused_as_ever(box):
     sh(box, "for i in $(seq 70); do mkdir -p $(printf 'd/%.0s' $(seq $i)); done")
     with pytest.raises(OSError, match="nested deeper"):
-        box.fork()
+        box.fork(fresh=fresh(box))
     sh(box, "rm -r d; truncate -s 60M a; truncate -s 60M b")
-    with pytest.raises(OSError, match="more than"):
-        box.fork()
+    with pytest.raises(OSError, match=r"more than|No space"):
+        box.fork(fresh=fresh(box))
     assert sh(box, "ls") == b"a\nb\n"
+
+
+# ---------------------------------------------------------------- into boxes that are ready
+
+
+def backends():
+    return ["bubblewrap", pytest.param("docker", marks=pytest.mark.docker)]
+
+
+def opened(backend, **how):
+    need_docker() if backend == "docker" else need_bubblewrap()
+    return open_sandbox(backend, limits=SMALL, **how)
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_boxes_of_a_pool_take_the_files_as_their_own_user(backend, stack):
+    box = stack.enter_context(opened(backend))
+    sh(box, "mkdir -p a/b; echo 1 > a/b/f; chmod 640 a/b/f; ln -s b/f a/near; touch -d @9 a/b/f")
+    pool = stack.enter_context(warm_pool(backend, limits=SMALL, target=1, max_starting=1))
+    forks = [stack.enter_context(fork) for fork in box.fork(2, fresh=pool.lease)]
+    assert pool.stats().leased == 2
+    for fork in forks:
+        assert sh(fork, "cat a/near; stat -c '%a %Y' a/b/f") == b"1\n640 9\n"
+        assert sh(fork, "find . -not -user $(id -u) -o -not -group $(id -g)") == b""
+        sh(fork, "echo 2 >> a/b/f; rm a/near; rmdir a 2>/dev/null || mv a c")
+    assert sh(box, "cat a/near") == b"1\n"
+    assert box.fork(1, box.snapshot(), fresh=pool.lease)[0].get("a/b/f") == b"1\n"
+
+
+def test_a_box_of_another_spec_is_refused_and_closed(stack):
+    box, given = stack.enter_context(opened("bubblewrap")), []
+
+    def other():
+        given.append(open_sandbox("bubblewrap", limits=Limits(memory_mb=80)))
+        return given[-1]
+
+    with pytest.raises(ValueError, match=r"memory_mb=96.*`fresh` gave.*memory_mb=80"):
+        box.fork(fresh=other)
+    assert not given[0].alive and box.alive
+
+
+def test_a_fresh_box_that_died_or_is_full_fails_the_fork_and_not_its_stem(stack):
+    box = stack.enter_context(opened("bubblewrap"))
+    sh(box, "head -c 5000000 /dev/zero > f; mkdir d")
+
+    def dead():
+        fresh = opened("bubblewrap")
+        signal.pidfd_send_signal(guest_of(fresh), signal.SIGKILL)
+        select.select([guest_of(fresh)], [], [], 10.0)
+        return fresh
+
+    def full(line):
+        fresh = opened("bubblewrap")
+        sh(fresh, line)
+        return fresh
+
+    with pytest.raises(StartFailed if layers.usable() else SandboxDied):
+        box.fork(fresh=dead)
+    with pytest.raises(OSError, match="No space"):
+        box.fork(fresh=lambda: full("head -c 7000000 /dev/zero > other"))
+    with pytest.raises(OSError, match="f"):
+        box.fork(fresh=lambda: full("mkdir f"))
+    assert sh(box, "ls") == b"d\nf\n"
+
+
+def guest_of(box):
+    return box._end.peek()[1].__self__.guest
 
 
 # ---------------------------------------------------------------- ends
@@ -251,7 +347,7 @@ def test_a_box_that_is_gone_has_no_forks(box, stack):
     fork = forked(stack, box)
     box.close()
     with pytest.raises(SandboxDied, match="closed"):
-        box.fork()
+        box.fork(fresh=fresh(box))
     sh(fork, "echo on > f")
     assert sh(forked(stack, fork), "cat f") == b"on\n", "a fork outlives its stem"
 
@@ -260,7 +356,7 @@ def test_a_box_that_dies_meanwhile_has_no_forks(box):
     box._channel.sock.shutdown(2)
     assert wait_until(lambda: box._end.peek() and not is_running(box))
     with pytest.raises(SandboxDied):
-        box.fork()
+        box.fork(fresh=fresh(box))
     assert not box.alive
 
 
@@ -290,7 +386,7 @@ def shmem_mb():
 
 
 def test_no_mount_is_ever_seen_and_a_killed_owner_leaves_none(way):
-    if way == "copied":
+    if way != "shared":
         pytest.skip("no mount is made")
     with subprocess.Popen([sys.executable, "-c", FORKER], stdout=subprocess.PIPE) as process:
         try:
@@ -305,9 +401,9 @@ def test_no_mount_is_ever_seen_and_a_killed_owner_leaves_none(way):
 
 def test_forks_leave_no_descriptor_and_no_process(box, stack, way):
     sh(box, "echo 1 > f")
-    box.fork()[0].close()
+    box.fork(fresh=fresh(box))[0].close()
     before = len(os.listdir("/proc/self/fd")), threading.active_count()
-    for fork in [*box.fork(2), *box.fork(1)]:
+    for fork in [*box.fork(2, fresh=fresh(box)), *box.fork(1, fresh=fresh(box))]:
         fork.close()
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
 
