@@ -49,6 +49,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from turnwise.envs.base import Response
+from turnwise.envs.signatures import Tool
 from turnwise.envs.snapshot import ByReplay
 from turnwise.envs.tool_env import ToolEnv
 from turnwise.envs.tools import ToolFailed
@@ -59,6 +60,7 @@ from turnwise.sandboxes.base import (
     Limits,
     NetPolicy,
     Sandbox,
+    SandboxDied,
     StartFailed,
 )
 from turnwise.sandboxes.open import open_sandbox
@@ -203,6 +205,23 @@ class SandboxEnv(ByReplay, ToolEnv):
         box, self._box = self._box, None
         if box is not None:
             box.close()
+
+    def run_tool(self, tool: Tool, args: dict[str, Any]) -> Any:
+        """Run a call; a box that the agent's own processes starved to death is the agent's mistake.
+
+        What it does next begins in a fresh and empty box.
+
+        Raises:
+            ToolFailed: what the agent reads in place of a result.
+            SandboxError: the machine failed.
+        """
+        try:
+            return super().run_tool(tool, args)
+        except SandboxDied as error:
+            if not error.out_of_memory:
+                raise
+            self.release()
+            raise ToolFailed("the sandbox ran out of memory, and all in it is lost") from None
 
     def begin(self, *args: Any, **kwargs: Any) -> Task:
         """Start the books of an episode; the box of the last one is given up."""

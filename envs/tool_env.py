@@ -175,8 +175,10 @@ class ToolEnv(Calling, TextEnv):
         """Return what the grader says, or None after it failed and the episode is spoilt."""
         try:
             value = float(grader.function(self, self.episode))
-        except SandboxError:
-            raise
+        except SandboxError as error:
+            if not getattr(error, "out_of_memory", False):
+                raise
+            value = 0.0  # the agent's files used up the memory of the grader's box
         except Exception as error:
             self.spoil(answer, f"{grader.name} raised {type(error).__name__}: {error}")
             return None

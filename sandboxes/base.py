@@ -33,6 +33,10 @@ class StartFailed(SandboxError):
 class SandboxDied(SandboxError):
     """The box was running and is gone; its state is lost."""
 
+    out_of_memory = False
+    """Whether it went because its own processes had used up `Limits.memory_mb`: what the agent did,
+    not the machine. `SandboxEnv` tells the agent so, and a grader that meets it pays nothing."""
+
 
 class ProtocolError(SandboxError):
     """The guest sent something that is not a frame of ours."""

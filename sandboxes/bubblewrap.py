@@ -74,6 +74,8 @@ class _Parts:
     channel: Channel | None = None
     watched: watchdog.Watched | None = None
     proxy: proxy.Proxy | None = None
+    starved: bool = False
+    """Whether it had met its memory limit, once it has ended."""
 
     def end(self) -> str:
         """Kill the box, wait until it is gone, and return the last words of bwrap and guest."""
@@ -86,6 +88,7 @@ class _Parts:
         if self.channel:
             self.channel.hang_up()
         how = self._kill()
+        self.starved = self.group.used_up()
         self.group.remove()
         words = _read_log(self.log)
         with contextlib.suppress(OSError):
@@ -190,7 +193,8 @@ def _start(spec: SandboxSpec, parts: _Parts, layer: layers.Layer | None) -> Gues
     parts.group.add(parts.pid)  # it is in by now, whoever moved it; no code of the agent's ran yet
     _watch(spec, parts)
     host = HostFiles(spec, partial(_root_of, parts), parts.user, partial(_open_over, spec))
-    return GuestBox(f"bwrap-{token[:8]}", NAME, spec, parts.channel, parts.end, host)
+    name = f"bwrap-{token[:8]}"
+    return GuestBox(name, NAME, spec, parts.channel, parts.end, host, lambda: parts.starved)
 
 
 def _open_over(spec: SandboxSpec, layer: layers.Layer) -> Sandbox:

@@ -19,6 +19,8 @@ from turnwise.sandboxes.owner import leftover_folders, own_folder
 
 CONTROLLERS = ("memory", "pids", "cpu")
 _PERIOD_US = 100_000
+_MOST_AND_LIMIT = ("memory.max_usage_in_bytes", "memory.limit_in_bytes")
+"""Of cgroup v1, which counts some pages in batches."""
 _NOTE = "cgroups"
 """The file in a process's own folder that tells sweepers in other cgroups where to look."""
 _NAME = re.compile(r"turnwise-(\d+)-(\d+)-(\d+)-\d+")
@@ -62,6 +64,13 @@ class Cgroup:
                     return [os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)]
         return []
 
+    def used_up(self) -> bool:
+        """Whether the memory limit was reached and the kernel ended a process for want of memory.
+
+        The latter alone says little: it counts what a shortage of the whole machine ends, too.
+        """
+        return "memory" in self.held and any(map(_used_up, self.folders))
+
     def remove(self) -> None:
         """Remove the folders; the kernel empties them a moment after the last process ends."""
         for folder in self.folders:
@@ -73,6 +82,25 @@ class Cgroup:
                     break
                 except OSError:
                     time.sleep(0.002)
+
+
+def _used_up(folder: Path) -> bool:
+    if (events := _counts(folder / "memory.events")) is not None:
+        return bool(events.get("oom") and events.get("oom_kill"))
+    with contextlib.suppress(OSError, ValueError):
+        most, limit = (int((folder / name).read_text()) for name in _MOST_AND_LIMIT)
+        killed = (_counts(folder / "memory.oom_control") or {}).get("oom_kill")
+        return bool(killed) and most >= 0.99 * limit
+    return False
+
+
+def _counts(file: Path) -> dict[str, int] | None:
+    """A file of names and numbers; None if there is none."""
+    try:
+        lines = [line.split() for line in file.read_text().splitlines()]
+        return {name: int(value) for name, value in lines}
+    except (OSError, ValueError):
+        return None
 
 
 def make(number: int, limits: Limits) -> Cgroup:

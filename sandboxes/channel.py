@@ -210,6 +210,7 @@ class GuestBox:
         end: destroys the box and returns what is known about why it ended; may be called from
             any thread, once.
         host: reaches its files past the guest, where this host may.
+        starved: whether it had used up its memory; asked once it has ended by itself.
     """
 
     capabilities = frozenset({"files", "python_state", "shell", "snapshot_files", "fork_python"})
@@ -222,9 +223,10 @@ class GuestBox:
         channel: Channel,
         end: Callable[[], str],
         host: HostFiles | None = None,
+        starved: Callable[[], bool] = lambda: False,
     ) -> None:
         self.id, self.backend, self.spec = id, backend, spec
-        self._channel, self.host = channel, host
+        self._channel, self.host, self._starved = channel, host, starved
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._gone: str | None = None
@@ -359,8 +361,7 @@ class GuestBox:
             try:
                 yield
             except SandboxDied as error:
-                why = self._fail(str(error))
-                raise SandboxDied(f"box {self.id}: {error}{why}") from None
+                raise self._lost(error) from None
 
     def _packed(self) -> bytes:
         """The archive of a snapshot."""
@@ -405,8 +406,7 @@ class GuestBox:
         try:
             return read()
         except (ProtocolError, ValueError) as error:
-            why = self._fail(str(error))
-            raise ProtocolError(f"box {self.id}: {error}{why}") from None
+            raise self._lost(ProtocolError(str(error))) from None
 
     def _call(
         self, op: str, fields: dict[str, Any], body: bytes, timeout_s: float
@@ -419,8 +419,7 @@ class GuestBox:
             try:
                 return self._channel.call(op, fields, body, timeout_s=timeout_s + GRACE_S)
             except SandboxError as error:
-                why = self._fail(str(error))
-                raise type(error)(f"box {self.id}: {error}{why}") from None
+                raise self._lost(error) from None
             except OSError:
                 raise
             except BaseException:
@@ -436,3 +435,11 @@ class GuestBox:
         self._gone = why
         seen = self._end()
         return f" ({seen})" if seen else ""
+
+    def _lost(self, error: SandboxError) -> SandboxError:
+        """Give the box up; the error that says so, and what is known about the reason."""
+        why = self._fail(str(error))
+        lost = type(error)(f"box {self.id}: {error}{why}")
+        if isinstance(lost, SandboxDied):
+            lost.out_of_memory = self._starved()
+        return lost

@@ -72,6 +72,7 @@ class _Parts:
     """What the guest writes to its standard error, as the engine frames it."""
     channel: Channel | None = None
     pid: int = 0
+    began: int = field(default_factory=lambda: int(time.time()))
     proxy: proxy.Proxy | None = None
 
     def guest(self) -> int:
@@ -87,6 +88,16 @@ class _Parts:
             except SandboxError as error:
                 raise OSError(errno.ESRCH, str(error)) from None
         return self.pid
+
+    def starved(self) -> bool:
+        """Whether the engine saw the kernel end a process of it for want of memory."""
+        asked = {"container": [self.name], "event": ["oom"]}
+        try:
+            with self.engine.client(CALL_TIMEOUT_S) as api, failures(self.engine.url):
+                now = int(time.time()) + 1
+                return any(api.events(since=self.began, until=now, filters=asked))
+        except SandboxError:
+            return False
 
     def end(self) -> str:
         """End the container and wait until the engine has removed it; its last words.
@@ -199,7 +210,7 @@ def _start(spec: SandboxSpec, image: dict[str, Any], parts: _Parts) -> GuestBox:
     shutil.rmtree(parts.folder, ignore_errors=True)  # the box keeps what is bound over a file
     user = start.uid if os.geteuid() == 0 else None
     host = HostFiles(spec, lambda: _root_of(parts, start.token), user)
-    return GuestBox(parts.name, NAME, spec, parts.channel, parts.end, host)
+    return GuestBox(parts.name, NAME, spec, parts.channel, parts.end, host, parts.starved)
 
 
 def _root_of(parts: _Parts, token: str) -> int:

@@ -92,6 +92,7 @@ def pack_error(error: Exception) -> tuple[int, bytes]:
     exact = next((known for known in _STATUS if type(error) is known), kind)
     head: dict[str, Any] = {"error": exact.__name__, "message": str(error)[:4000]}
     head["retryable"] = getattr(error, "retryable", False)
+    head["out_of_memory"] = getattr(error, "out_of_memory", False)
     if isinstance(error, OSError):
         head |= {"errno": error.errno, "message": (error.strerror or str(error))[:4000]}
     return _STATUS[exact], pack(head)
@@ -106,6 +107,8 @@ def unpack_error(head: dict[str, Any], status: int) -> Exception:
     error = kind(message)
     if isinstance(error, SandboxError):
         error.retryable = head.get("retryable", error.retryable) is True
+    if isinstance(error, SandboxDied):
+        error.out_of_memory = head.get("out_of_memory") is True
     return error
 
 
