@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -56,16 +57,22 @@ def _by_the_machine(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def logged() -> Iterator[None]:
-    """While it lasts, all that our logger hears goes to stderr: why an episode was lost, too."""
+    """While it lasts, all that our logger hears goes to stderr: why an episode was lost, too.
+
+    Processes that are started meanwhile show their tracebacks, as well.
+    """
     log, handler = logging.getLogger("turnwise"), _Stderr()
-    before = log.level
+    before, asked = log.level, os.environ.get("TURNWISE_DEBUG")
     log.setLevel(logging.DEBUG)
     log.addHandler(handler)
+    os.environ["TURNWISE_DEBUG"] = "1"
     try:
         yield
     finally:
         log.removeHandler(handler)
         log.setLevel(before)
+        if asked is None:
+            del os.environ["TURNWISE_DEBUG"]
 
 
 class _Stderr(logging.Handler):

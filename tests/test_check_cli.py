@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from turnwise.cli.check_apart import Refused
 from turnwise.cli.main import main
 from turnwise.envs.probes import ADVERSARY, LAWS, name_of
 
@@ -41,6 +43,16 @@ def test_laws_that_rest_on_a_broken_one_are_not_reported_as_broken_too(capsys):
     assert code == 2 and status["seeds are honoured"] == "fail"
     assert status["isolated across threads"] == status["snapshots restore"] == "skip"
     assert "records replay" not in status
+
+
+def test_debug_shows_where_the_process_that_tries_the_laws_was_refused(capfd, monkeypatch):
+    monkeypatch.delenv("TURNWISE_DEBUG", raising=False)
+    with contextlib.suppress(Refused):
+        main(["check", "no_such_module:World", "--debug"])
+    said = capfd.readouterr().err
+    assert "Traceback" in said and "registry.py" in said and "no_such_module" in said
+    assert main(["check", "no_such_module:World"]) == 1
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_one_law_can_be_tried_again_and_so_can_that_of_replay(capsys):
