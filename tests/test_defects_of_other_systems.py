@@ -328,12 +328,25 @@ class Sums(ToolEnv):
 
 def test_five_wrong_answers_in_the_right_format_pay_nothing():
     # Where each well-formed answer earns a little, five wrong ones earn a fifth of the task.
-    env = started(Guess())
-    paid = []
-    for _ in range(5):
-        paid += [env.step(env.call_text("look", number=19))[1]]
-    paid += [env.step(env.call_text("submit", number=(env.secret + 1) % 20))[1]]
-    assert paid == [0.0] * 6
+    class Attempts(Sums):
+        """Six attempts; the last answer counts."""
+
+        @tool
+        def attempt(self, answer: str) -> str:
+            """Try an answer."""
+            self.answer = answer
+            return "right" if self.right(None) else "wrong"
+
+    env = started(Attempts())
+    wrong = str(sum(env.terms) + 1)
+    said = [env.step(env.call_text("attempt", answer=wrong)) for _ in range(5)]
+    assert ["wrong" in answer[0] for answer in said] == [True] * 5
+    last = env.step(env.call_text("submit", answer=wrong))
+    assert [answer[1] for answer in (*said, last)] == [0.0] * 6 and last[2]
+    env.reset(seed=3)
+    right = str(sum(env.terms))
+    assert env.step(env.call_text("attempt", answer=right))[1] == 0.0
+    assert env.step(env.call_text("submit", answer=right))[1] == 1.0
 
 
 def test_an_answer_that_hedges_pays_nothing():
@@ -562,6 +575,22 @@ for id in ("turnwise/Craft-v1", "turnwise/Sokoban-v1", "turnwise/Calculator-v1")
     tasks = make(id).tasks("test")[:3]
     jobs = jobs_for(tasks, run_seed=0, split="test")
     assert all(e.success for e in play(jobs, lambda: make(id), ScriptedPolicy(expert))), id
+
+import tempfile
+from turnwise.agents.engines.embedded import EmbeddedEngine
+from turnwise.agents.policy import LLMPolicy
+from turnwise.agents.renderer import Renderer
+from turnwise.trainers.model import load_model, save_model, tiny_from_env
+env = make("turnwise/Craft-v1", actions="command")
+model, tokenizer = tiny_from_env(lambda: env, tasks=5, hidden=16, heads=1, kv_heads=1, ffn=16)
+with tempfile.TemporaryDirectory() as folder:
+    save_model(model, tokenizer, folder)
+    model, tokenizer = load_model(folder)
+engine = EmbeddedEngine(model, slots=2, max_len=512)
+policy = LLMPolicy(engine, Renderer(tokenizer), max_new_tokens=4)
+jobs = jobs_for(env.tasks("test")[:2], run_seed=0, split="test")
+episodes = list(play(jobs, lambda: make("turnwise/Craft-v1", actions="command"), policy))
+assert len(episodes) == 2 and all(e.turns[0].action_ids for e in episodes)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
