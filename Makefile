@@ -18,7 +18,7 @@ demo: setup
 	@$(python) scripts/demo.py
 
 test: setup
-	@$(python) -m pytest -q
+	@OMP_NUM_THREADS=1 $(python) -m pytest -q -n 2 --dist loadgroup
 
 test-vllm: setup
 	@bash scripts/test_vllm.sh

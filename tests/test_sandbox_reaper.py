@@ -14,6 +14,7 @@ from boxes import need_bubblewrap, need_docker, processes_with, wait_until
 from turnwise.sandboxes import Limits, cgroup, open_sandbox, owner, reaper
 from turnwise.sandboxes.reaper import Container
 
+pytestmark = pytest.mark.xdist_group("engine")  # an engine at work mounts, too
 SMALL = Limits(memory_mb=96, pids=24, disk_mb=4, wall_s=10.0)
 NOW = 1e9
 
