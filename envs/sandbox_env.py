@@ -36,7 +36,8 @@ The right answers never enter a box: a grader runs the agent's files in a fresh 
 on the host what they print. Code that judges beside the agent's code can be fooled by it.
 
 Whatever goes wrong with a box is a `SandboxError` that leaves `step`: the rollout masks and retries
-the episode. What the agent's code does wrong is a result that the agent reads.
+the episode. What the agent's code does wrong is a result that the agent reads; if it uses up the
+memory of its box until even our guest is gone, the episode ends and earns nothing.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from turnwise.envs.base import Response
 from turnwise.envs.signatures import Tool
 from turnwise.envs.snapshot import ByReplay
 from turnwise.envs.tool_env import ToolEnv
-from turnwise.envs.tools import ToolFailed
+from turnwise.envs.tools import Grader, ToolFailed
 from turnwise.envs.types import Task
 from turnwise.sandboxes.base import (
     ExecResult,
@@ -114,7 +115,7 @@ class SandboxEnv(ByReplay, ToolEnv):
         self._batch = current_batch() or Batch()
         self._alone = current_batch() is None
         self._box: Sandbox | None = None
-        self._used = ""
+        self._used, self._starved = "", False
 
     @property
     def box(self) -> Sandbox:
@@ -209,7 +210,7 @@ class SandboxEnv(ByReplay, ToolEnv):
     def run_tool(self, tool: Tool, args: dict[str, Any]) -> Any:
         """Run a call; a box that the agent's own processes starved to death is the agent's mistake.
 
-        What it does next begins in a fresh and empty box.
+        It ends the episode, which earns nothing: there is nothing left to judge.
 
         Raises:
             ToolFailed: what the agent reads in place of a result.
@@ -218,15 +219,19 @@ class SandboxEnv(ByReplay, ToolEnv):
         try:
             return super().run_tool(tool, args)
         except SandboxDied as error:
-            if not error.out_of_memory:
+            if not error.out_of_memory or self._box is None:  # None: it is no box of the agent's
                 raise
             self.release()
+            self._starved = self._ended = True
             raise ToolFailed("the sandbox ran out of memory, and all in it is lost") from None
+
+    def _grade(self, answer: Response, grader: Grader) -> float | None:
+        return 0.0 if self._starved else super()._grade(answer, grader)
 
     def begin(self, *args: Any, **kwargs: Any) -> Task:
         """Start the books of an episode; the box of the last one is given up."""
         self.release()
-        self._used = ""
+        self._used, self._starved = "", False
         return super().begin(*args, **kwargs)
 
     def judge(self, answer: Response) -> None:

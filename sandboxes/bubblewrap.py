@@ -74,8 +74,11 @@ class _Parts:
     channel: Channel | None = None
     watched: watchdog.Watched | None = None
     proxy: proxy.Proxy | None = None
-    starved: bool = False
-    """Whether it had met its memory limit, once it has ended."""
+    starved_at_end: int | None = None
+
+    def starved(self) -> int:
+        """How many of its processes the kernel has ended for want of memory."""
+        return self.group.starved() if self.starved_at_end is None else self.starved_at_end
 
     def end(self) -> str:
         """Kill the box, wait until it is gone, and return the last words of bwrap and guest."""
@@ -88,7 +91,7 @@ class _Parts:
         if self.channel:
             self.channel.hang_up()
         how = self._kill()
-        self.starved = self.group.used_up()
+        self.starved_at_end = self.group.starved()
         self.group.remove()
         words = _read_log(self.log)
         with contextlib.suppress(OSError):
@@ -194,7 +197,7 @@ def _start(spec: SandboxSpec, parts: _Parts, layer: layers.Layer | None) -> Gues
     _watch(spec, parts)
     host = HostFiles(spec, partial(_root_of, parts), parts.user, partial(_open_over, spec))
     name = f"bwrap-{token[:8]}"
-    return GuestBox(name, NAME, spec, parts.channel, parts.end, host, lambda: parts.starved)
+    return GuestBox(name, NAME, spec, parts.channel, parts.end, host, parts.starved)
 
 
 def _open_over(spec: SandboxSpec, layer: layers.Layer) -> Sandbox:

@@ -64,12 +64,12 @@ class Cgroup:
                     return [os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC)]
         return []
 
-    def used_up(self) -> bool:
-        """Whether the memory limit was reached and the kernel ended a process for want of memory.
+    def starved(self) -> int:
+        """How many of its processes the kernel ended for want of memory; 0 below the memory limit.
 
-        The latter alone says little: it counts what a shortage of the whole machine ends, too.
+        For a shortage of the whole machine counts, too, and is no doing of the box.
         """
-        return "memory" in self.held and any(map(_used_up, self.folders))
+        return max(map(_starved, self.folders if "memory" in self.held else ()), default=0)
 
     def remove(self) -> None:
         """Remove the folders; the kernel empties them a moment after the last process ends."""
@@ -84,14 +84,14 @@ class Cgroup:
                     time.sleep(0.002)
 
 
-def _used_up(folder: Path) -> bool:
+def _starved(folder: Path) -> int:
     if (events := _counts(folder / "memory.events")) is not None:
-        return bool(events.get("oom") and events.get("oom_kill"))
+        return events.get("oom_kill", 0) if events.get("oom") else 0
     with contextlib.suppress(OSError, ValueError):
         most, limit = (int((folder / name).read_text()) for name in _MOST_AND_LIMIT)
-        killed = (_counts(folder / "memory.oom_control") or {}).get("oom_kill")
-        return bool(killed) and most >= 0.99 * limit
-    return False
+        if most >= 0.99 * limit:
+            return (_counts(folder / "memory.oom_control") or {}).get("oom_kill", 0)
+    return 0
 
 
 def _counts(file: Path) -> dict[str, int] | None:

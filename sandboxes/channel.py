@@ -47,8 +47,14 @@ _decode = json.JSONDecoder().decode
 MAX_HEADER_BYTES = 1 << 16
 MAX_REQUEST_HEAD_BYTES = 1 << 24
 READ_BYTES = 1 << 16
+KILLED = 128 + 9
 GRACE_S = 10.0
 """How much later than its own deadline the guest may answer before its box is given up."""
+
+
+class _HungUp(SandboxDied):
+    """The guest ended, by itself as it seems from here."""
+
 
 _open_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
 
@@ -87,7 +93,7 @@ class Channel:
         except BlockingIOError:
             raise SandboxDied(f"the box did not answer {op!r} within {timeout_s:.1f} s") from None
         except OSError as error:
-            raise SandboxDied(f"the box is gone: {error}") from None
+            raise _HungUp(f"the box is gone: {error}") from None
         if whole_number(reply.get("id"), "id") != self._count:
             raise ProtocolError(f"reply {reply['id']} to request {self._count}")
         if "errno" in reply:
@@ -210,7 +216,8 @@ class GuestBox:
         end: destroys the box and returns what is known about why it ended; may be called from
             any thread, once.
         host: reaches its files past the guest, where this host may.
-        starved: whether it had used up its memory; asked once it has ended by itself.
+        starved: how many of its processes the kernel has ended since they had used up its memory;
+            asked after such an end, and once the box has ended by itself.
     """
 
     capabilities = frozenset({"files", "python_state", "shell", "snapshot_files", "fork_python"})
@@ -223,10 +230,11 @@ class GuestBox:
         channel: Channel,
         end: Callable[[], str],
         host: HostFiles | None = None,
-        starved: Callable[[], bool] = lambda: False,
+        starved: Callable[[], int] = lambda: 0,
     ) -> None:
         self.id, self.backend, self.spec = id, backend, spec
         self._channel, self.host, self._starved = channel, host, starved
+        self._starved_before = 0
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._gone: str | None = None
@@ -313,7 +321,7 @@ class GuestBox:
             if layer is not None and over is not None:
                 return open_copies(lambda: cast(Sandbox, over(layer)), lambda box: None, n)
             if layer is not None:
-                return open_copies(open_box, lambda box: host_files.lay(layer.fd, box), n)
+                return open_copies(open_box, lambda box: self._lay(layer, box), n)
         with ThreadPoolExecutor(1) as meanwhile:  # it packs while they start
             packing = meanwhile.submit(self._packed)
             return open_copies(open_box, lambda box: _unpack(box, packing.result()), n)
@@ -352,6 +360,11 @@ class GuestBox:
             if self.host and self.host.copy_into(box):
                 return
         _unpack(box, self._packed())
+
+    def _lay(self, layer: Layer, box: Sandbox) -> None:
+        """Copy frozen files into a fresh box."""
+        if not host_files.lay(layer.fd, box):
+            _unpack(box, self._packed())
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
@@ -399,7 +412,10 @@ class GuestBox:
 
     def _run(self, op: str, fields: dict[str, Any], body: bytes, timeout_s: float) -> ExecResult:
         reply, data = self._call(op, fields, body, timeout_s)
-        return self._believe(lambda: _result(reply, data))
+        result = self._believe(lambda: _result(reply, data))
+        if result.exit_code == KILLED:
+            self._starved_before = self._starved()
+        return result
 
     def _believe(self, read: Callable[[], T]) -> T:
         """What `read` makes of an answer; a guest that sent what makes no sense is given up."""
@@ -439,7 +455,9 @@ class GuestBox:
     def _lost(self, error: SandboxError) -> SandboxError:
         """Give the box up; the error that says so, and what is known about the reason."""
         why = self._fail(str(error))
-        lost = type(error)(f"box {self.id}: {error}{why}")
+        kind = SandboxDied if isinstance(error, _HungUp) else type(error)
+        lost = kind(f"box {self.id}: {error}{why}")
         if isinstance(lost, SandboxDied):
-            lost.out_of_memory = self._starved()
+            by_itself = isinstance(error, _HungUp)
+            lost.out_of_memory = by_itself and self._starved() > self._starved_before
         return lost

@@ -72,7 +72,7 @@ class _Parts:
     """What the guest writes to its standard error, as the engine frames it."""
     channel: Channel | None = None
     pid: int = 0
-    began: int = field(default_factory=lambda: int(time.time()))
+    began: str = field(default_factory=lambda: f"{time.time():.9f}")
     proxy: proxy.Proxy | None = None
 
     def guest(self) -> int:
@@ -89,15 +89,15 @@ class _Parts:
                 raise OSError(errno.ESRCH, str(error)) from None
         return self.pid
 
-    def starved(self) -> bool:
-        """Whether the engine saw the kernel end a process of it for want of memory."""
+    def starved(self) -> int:
+        """How often the engine saw the kernel end a process of it for want of memory."""
         asked = {"container": [self.name], "event": ["oom"]}
         try:
             with self.engine.client(CALL_TIMEOUT_S) as api, failures(self.engine.url):
-                now = int(time.time()) + 1
-                return any(api.events(since=self.began, until=now, filters=asked))
+                now = f"{time.time():.9f}"
+                return sum(1 for _ in api.events(self.began, now, filters=asked, decode=True))
         except SandboxError:
-            return False
+            return 0
 
     def end(self) -> str:
         """End the container and wait until the engine has removed it; its last words.

@@ -16,10 +16,11 @@ from turnwise.sandboxes.base import Sandbox, SandboxDied, SandboxSpec, StartFail
 from turnwise.sandboxes.guest_files import FOLDER
 from turnwise.sandboxes.guest_pack import MAX_DEPTH
 from turnwise.sandboxes.layers import Layer
-from turnwise.sandboxes.trees import Copier, TooMuch
+from turnwise.sandboxes.trees import TooMuch, copy_as
 
 _REFUSED = (errno.EPERM, errno.EACCES, errno.EOVERFLOW)
 """What a kernel or a container says to a root that may not write as another user."""
+_DO_NOT_FIT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 class HostFiles:
@@ -96,13 +97,15 @@ def lay(folder: int, box: Sandbox) -> bool:
         return False
     try:
         with host.workdir() as target, _listable(folder) as source:
-            Copier(host.spec.limits.inodes, host.user).copy(source, target)
+            copy_as(host.user, host.spec.limits.inodes, source, target)
     except SandboxDied as error:
         raise StartFailed(f"box {box.id}: {error}") from None
     except OSError as error:
-        if error.errno not in _REFUSED:
+        if error.errno in _REFUSED:
+            return False
+        if error.errno in _DO_NOT_FIT:
             raise
-        return False
+        raise StartFailed(f"box {box.id}: its files cannot be laid out: {error}") from error
     except TooMuch:
         most = f"more than {host.spec.limits.inodes} files"
         raise OSError(errno.EFBIG, f"{most}, or nested deeper than {MAX_DEPTH}") from None

@@ -111,6 +111,8 @@ def open_sandbox(
 
 def _room(backend: str, spec: SandboxSpec) -> Sandbox:
     batch = current_batch()
+    if backend in BACKENDS and not BACKENDS[backend].isolates:
+        raise Unsupported(f"{backend} has no walls to put rooms into; leave isolation as it is")
     if batch is None:
         raise ValueError("isolation='batch' needs a batch to share a box with: `with Batch():`")
     return batch.room(spec, lambda whole: _box(backend, whole), backend)

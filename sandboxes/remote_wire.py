@@ -118,7 +118,9 @@ def _number(value: object, default: int) -> int:
 
 def pack_spec(spec: SandboxSpec) -> dict[str, Any]:
     """`spec` as JSON can hold it."""
-    return asdict(spec) | {"env": dict(spec.env)}
+    packed = asdict(spec) | {"env": dict(spec.env)}
+    del packed["isolation"]  # the rooms of a batch are made on this side
+    return packed
 
 
 def unpack_spec(given: Any) -> SandboxSpec:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn, Self, TypeVar
 
 from turnwise.sandboxes.base import (
     ExecResult,
@@ -28,6 +28,7 @@ from turnwise.sandboxes.base import (
     Unsupported,
 )
 
+T = TypeVar("T")
 _here = threading.local()
 _numbers = itertools.count()
 
@@ -51,10 +52,11 @@ class Room:
         self.id, self.backend = f"{box.id}/{posixpath.basename(path)}", box.backend
         self.spec = replace(spec, workdir=path)
         self.capabilities = box.capabilities & {"files", "python_state", "shell"}
-        self._kernels: set[str] = set()
-        self._shells: set[str] = set()
+        self._kernels: dict[str, int] = {}
+        """The processes of those that have been led into the folder."""
+        self._shells: dict[str, int] = {}
         self._closed = False
-        made = box.exec(["mkdir", "-p", path])
+        made = self._asked(lambda: box.exec(["mkdir", "-p", path]))
         if made.exit_code:
             raise StartFailed(f"no room could be made: {made.text.strip()[-300:]}")
 
@@ -73,43 +75,42 @@ class Room:
         timeout_s: float | None = None,
     ) -> ExecResult:
         """See `Sandbox.exec`; it starts in the room's folder."""
-        self._require_open()
         cwd = posixpath.join(self.path, cwd or "")
-        return self.box.exec(argv, stdin=stdin, cwd=cwd, env=env, timeout_s=timeout_s)
+        return self._asked(
+            lambda: self.box.exec(argv, stdin=stdin, cwd=cwd, env=env, timeout_s=timeout_s)
+        )
 
     def cell(
         self, code: str, *, kernel: str = "main", timeout_s: float | None = None
     ) -> ExecResult:
         """See `Sandbox.cell`."""
-        self._require_open()
-        name = self._own(kernel)
-        if kernel not in self._kernels:
-            self.box.cell(f"import os; os.chdir({self.path!r}); del os", kernel=name)
-        result = self.box.cell(code, kernel=name, timeout_s=timeout_s)
-        _note(self._kernels, kernel, result)
+        name, lead = self._own(kernel), f"import os; os.chdir({self.path!r}); print(os.getpid())"
+        self._lead(self._kernels, kernel, lambda: self.box.cell(f"{lead}; del os", kernel=name))
+        result = self._asked(lambda: self.box.cell(code, kernel=name, timeout_s=timeout_s))
+        if result.state_lost:
+            self._kernels.pop(kernel, None)
         return result
 
     def shell(
         self, command: str, *, name: str = "main", timeout_s: float | None = None
     ) -> ExecResult:
         """See `Sandbox.shell`."""
-        self._require_open()
-        own = self._own(name)
-        if name not in self._shells:
-            self.box.shell(f"cd {self.path}", name=own)
-        result = self.box.shell(command, name=own, timeout_s=timeout_s)
-        _note(self._shells, name, result)
+        own, lead = self._own(name), f"cd {self.path} && echo $$"
+        self._lead(self._shells, name, lambda: self.box.shell(lead, name=own))
+        result = self._asked(lambda: self.box.shell(command, name=own, timeout_s=timeout_s))
+        if result.state_lost:
+            self._shells.pop(name, None)
         return result
 
     def put(self, path: str, data: bytes, *, mode: int = 0o644) -> None:
         """See `Sandbox.put`; a path that does not begin with / is the room's."""
-        self._require_open()
-        self.box.put(posixpath.join(self.path, path), data, mode=mode)
+        self._asked(lambda: self.box.put(posixpath.join(self.path, path), data, mode=mode))
 
     def get(self, path: str, *, max_bytes: int | None = None) -> bytes:
         """See `Sandbox.get`; a path that does not begin with / is the room's."""
-        self._require_open()
-        return self.box.get(posixpath.join(self.path, path), max_bytes=max_bytes)
+        return self._asked(
+            lambda: self.box.get(posixpath.join(self.path, path), max_bytes=max_bytes)
+        )
 
     def snapshot(self) -> NoReturn:
         """Raise `Unsupported`."""
@@ -129,11 +130,18 @@ class Room:
             return
         self._closed = True
         with contextlib.suppress(SandboxError, OSError):  # its box is gone, and all in it
-            for kernel in self._kernels:
-                self.box.cell("import os; os._exit(0)", kernel=self._own(kernel))
-            for name in self._shells:
-                self.box.shell("exit", name=self._own(name))
+            self._end_workers()
             self.box.exec(["rm", "-rf", self.path])
+
+    def _end_workers(self) -> None:
+        """End its kernels and shells, whatever the agent has made of them."""
+        workers = [*self._kernels.values(), *self._shells.values()]
+        if workers:
+            self.box.exec(["kill", "-KILL", *map(str, workers)])
+        for kernel in self._kernels:  # who asks for a dead one gets a fresh one, which obeys
+            self.box.cell("import os; os._exit(0)", kernel=self._own(kernel))
+        for name in self._shells:
+            self.box.shell("exit", name=self._own(name))
 
     def __enter__(self) -> Self:
         return self
@@ -149,14 +157,27 @@ class Room:
     def _own(self, name: str) -> str:
         return f"{posixpath.basename(self.path)}-{name}"
 
-    def _require_open(self) -> None:
+    def _lead(self, led: dict[str, int], name: str, lead: Callable[[], ExecResult]) -> None:
+        """Lead a kernel or shell that is new into the room's folder, and note its process."""
+        if name not in led:
+            result = self._asked(lead)
+            with contextlib.suppress(ValueError):  # the folder is gone: it stays where it is
+                led[name] = int(result.stdout)
+
+    def _asked(self, call: Callable[[], T]) -> T:
+        """What a call of the box gives.
+
+        Raises:
+            SandboxDied: it is closed or gone; never `out_of_memory`, as any room may have used up
+                what all of them share.
+        """
         if self._closed:
             raise SandboxDied(f"room {self.id}: it was closed")
-
-
-def _note(placed: set[str], name: str, result: ExecResult) -> None:
-    """Whoever comes anew after a loss must be led into the room's folder again."""
-    (placed.discard if result.state_lost else placed.add)(name)
+        try:
+            return call()
+        except SandboxDied as error:
+            error.out_of_memory = False
+            raise
 
 
 def _whole(what: str) -> Unsupported:
@@ -177,8 +198,9 @@ class Batch:
 
     def __init__(self) -> None:
         self._closed = False
+        self._within: list[contextlib.AbstractContextManager[Self]] = []
         self._boxes: dict[tuple[str, str], Sandbox] = {}
-        self._lock = threading.Lock()
+        self._lock, self._opening = threading.Lock(), threading.Lock()
         self._pid = os.getpid()
 
     def room(self, spec: SandboxSpec, open_box: Callable[[SandboxSpec], Sandbox], key: str) -> Room:
@@ -194,7 +216,8 @@ class Batch:
         Raises:
             SandboxError: it could not be started, or the batch has been closed.
         """
-        return Room(self._box(spec, open_box, key), f"/workspace/room-{next(_numbers)}", spec)
+        box = self._box(spec, open_box, key)
+        return Room(box, f"{box.spec.workdir}/room-{next(_numbers)}", spec)
 
     @contextlib.contextmanager
     def current(self) -> Iterator[Self]:
@@ -208,35 +231,48 @@ class Batch:
 
     def close(self) -> None:
         """Close its boxes, and so all rooms. Safe to call twice; never raises."""
-        self._closed = True
+        if self._pid != os.getpid():  # a forked child must not end its parent's boxes
+            return
         with self._lock:
+            self._closed = True
             boxes, self._boxes = self._boxes, {}
-        if self._pid == os.getpid():
-            for box in boxes.values():
-                box.close()
+        for box in boxes.values():
+            box.close()
 
     def __enter__(self) -> Self:
-        self._within = self.current()
-        return self._within.__enter__()
+        self._within.append(self.current())
+        return self._within[-1].__enter__()
 
     def __exit__(self, *_: object) -> None:
-        self._within.__exit__(None, None, None)
+        self._within.pop().__exit__(None, None, None)
         self.close()
 
     def _box(
         self, spec: SandboxSpec, open_box: Callable[[SandboxSpec], Sandbox], key: str
     ) -> Sandbox:
-        if self._pid != os.getpid():  # a forked child cannot speak over its parent's channels
-            self._boxes, self._lock, self._pid = {}, threading.Lock(), os.getpid()
+        if self._pid != os.getpid():  # nor can it speak over its parent's channels
+            self._boxes, self._pid = {}, os.getpid()
+            self._lock, self._opening = threading.Lock(), threading.Lock()
         whole = replace(spec, isolation="episode")
         asked = key, repr(whole)
-        with self._lock:
-            if self._closed:
-                raise SandboxDied("the batch of this room has been closed")
-            box = self._boxes.get(asked)
-            if box is None or not getattr(box, "alive", True):
-                box = self._boxes[asked] = open_box(whole)
+        with self._opening:  # who closes the batch does not wait for a start
+            if (box := self._boxes.get(asked)) is None or not getattr(box, "alive", True):
+                self._require_open()
+                box = open_box(whole)
+                self._keep(asked, box)
             return box
+
+    def _keep(self, asked: tuple[str, str], box: Sandbox) -> None:
+        with self._lock:
+            if not self._closed:
+                self._boxes[asked] = box
+                return
+        box.close()
+        self._require_open()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise SandboxDied("the batch of this room has been closed")
 
 
 def current_batch() -> Batch | None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-from turnwise.sandboxes.base import Limits, Sandbox, SandboxError
+from turnwise.sandboxes.base import Limits, Sandbox
 from turnwise.sandboxes.guest_tar import REGULAR, members
 
 FILES = "files"
@@ -102,7 +102,7 @@ def open_copies(open_box: Callable[[], B], fill: Callable[[B], object], n: int) 
     def copy(_: int) -> B | BaseException:
         try:
             box = open_box()
-        except (SandboxError, OSError) as error:
+        except Exception as error:
             return error
         try:
             fill(box)

@@ -14,8 +14,10 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from turnwise.sandboxes.guest_files import FILE, FOLDER
+from turnwise.sandboxes.guest_kernel import PR_SET_DUMPABLE
 from turnwise.sandboxes.guest_pack import MAX_DEPTH
 from turnwise.sandboxes.guest_tar import stays_inside
 
@@ -25,6 +27,8 @@ _REPLACED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO
 
 
 _libc = ctypes.PyDLL(None)  # for calls that are over before other threads could make use of it
+_PR_GET_DUMPABLE = 3
+_DUMPABLE = _libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == 1
 
 
 class TooMuch(Exception):
@@ -111,14 +115,27 @@ class Copier:
     @contextlib.contextmanager
     def as_user(self) -> Iterator[None]:
         """For what is made meanwhile by this thread; a box's file system knows no root of ours."""
-        if self.user is None:
-            yield
-            return
-        _act_as(self.user)
         try:
+            if self.user is not None:
+                _act_as(self.user)
             yield
         finally:
-            _act_as(0)
+            if self.user is not None:
+                _act_as(0)
+
+
+def copy_as(user: int, max_files: int, source: int, target: int) -> None:
+    """Copy a tree as `Copier` does, for root; the copy belongs to `user`.
+
+    It is done on a thread of its own, since a thread that acts as another user loses what it was to
+    hear of its parent's death, and the process the right to be looked into, which is given back.
+    """
+    with ThreadPoolExecutor(1) as apart:
+        try:
+            apart.submit(Copier(max_files, user).copy, source, target).result()
+        finally:
+            if _DUMPABLE:
+                _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
 def _act_as(user: int) -> None:

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import random
 import select
 import socket
 import struct
 import threading
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from boxes import need_bubblewrap
@@ -309,4 +311,42 @@ def test_strange_but_honest_requests_are_answered():
         assert box.cell("'\ud800'").exit_code == 1
         assert box.shell("echo \ud800").exit_code == 0
         assert box.exec(["true"], env={"A\0": "b"}).exit_code == 126
+        assert box.cell("print(1)").stdout == b"1\n"
+
+
+def resident_kb(pid):
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+def odd_calls(box, rng):
+    """Requests of every kind, most of which fail, each with other names and contents."""
+    word = "".join(rng.choices("abc/.\0é\udcff", k=rng.randrange(60)))
+    data = rng.randbytes(rng.randrange(20_000))
+    calls = [
+        lambda: box.get(word),
+        lambda: box.put(word, data),
+        lambda: box.exec([word.replace("\0", "") or "true"], stdin=data, env={word: word}),
+        lambda: box.exec(["cat"], stdin=data),
+        lambda: box.cell(word),
+        lambda: box.cell(f"print({word!r} * 3000)"),
+        lambda: box.shell(word.replace("\0", "")),
+        lambda: box.snapshot(),
+        lambda: box.fork_kernel(into=f"branch-{rng.randrange(3)}"),
+    ]
+    with contextlib.suppress(OSError, ValueError):
+        rng.choice(calls)()
+
+
+def test_a_guest_that_is_asked_odd_things_all_day_does_not_grow():
+    need_bubblewrap()
+    rng = random.Random(0)
+    with open_sandbox("bubblewrap", limits=SMALL) as box:
+        guest = box._end.peek()[1].__self__.pid
+        for _ in range(200):
+            odd_calls(box, rng)
+        before = resident_kb(guest)
+        for _ in range(700):
+            odd_calls(box, rng)
+        assert resident_kb(guest) - before < 2000, "kB"
         assert box.cell("print(1)").stdout == b"1\n"

@@ -1,5 +1,6 @@
 """Laws of forked boxes, whether their files are shared by a layer or copied by an archive."""
 
+import ctypes
 import errno
 import os
 import select
@@ -331,9 +332,41 @@ def test_a_fresh_box_that_died_or_is_full_fails_the_fork_and_not_its_stem(stack)
         box.fork(fresh=dead)
     with pytest.raises(OSError, match="No space"):
         box.fork(fresh=lambda: full("head -c 7000000 /dev/zero > other"))
-    with pytest.raises(OSError, match="f"):
+    with pytest.raises(FileExistsError):
         box.fork(fresh=lambda: full("mkdir f"))
     assert sh(box, "ls") == b"d\nf\n"
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_where_the_host_may_not_write_as_another_user_fresh_boxes_get_an_archive(
+    stack, n, monkeypatch
+):
+    need_layers()
+
+    def refuse(*_):
+        raise OSError(errno.EOVERFLOW, "no such user")
+
+    monkeypatch.setattr("turnwise.sandboxes.host_files.copy_as", refuse)
+    box = stack.enter_context(opened("bubblewrap"))
+    sh(box, "mkdir d; echo 1 > d/f")
+    for fork in box.fork(n, fresh=lambda: opened("bubblewrap")):
+        assert sh(stack.enter_context(fork), "cat d/f") == b"1\n"
+
+
+def test_the_host_is_itself_again_after_copying(stack, tmp_path):
+    need_layers()
+    libc, number = ctypes.CDLL(None), ctypes.c_int()
+    libc.prctl(1, signal.SIGUSR1, 0, 0, 0)
+    try:
+        box = stack.enter_context(opened("bubblewrap"))
+        sh(box, "echo 1 > f; ln -s f l; mkdir d")
+        stack.enter_context(box.fork(fresh=lambda: opened("bubblewrap"))[0])
+        (tmp_path / "file").touch()
+        assert (tmp_path / "file").stat().st_uid == os.geteuid()
+        libc.prctl(2, ctypes.byref(number), 0, 0, 0)
+        assert number.value == signal.SIGUSR1 and libc.prctl(3, 0, 0, 0, 0) == 1
+    finally:
+        libc.prctl(1, 0, 0, 0, 0)
 
 
 def guest_of(box):

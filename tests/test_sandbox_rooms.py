@@ -1,6 +1,7 @@
 """Laws of rooms: what the environments of one rollout batch share, and what they do not."""
 
 import os
+import threading
 
 import pytest
 from boxes import is_open, need_bubblewrap
@@ -8,7 +9,14 @@ from boxes import is_open, need_bubblewrap
 from turnwise.envs.pool import EnvPool
 from turnwise.envs.sandbox_env import SandboxEnv
 from turnwise.envs.types import Task
-from turnwise.sandboxes import Batch, Limits, SandboxDied, Unsupported, open_sandbox
+from turnwise.sandboxes import (
+    Batch,
+    Limits,
+    SandboxDied,
+    SandboxSpec,
+    Unsupported,
+    open_sandbox,
+)
 from turnwise.sandboxes.room import current_batch
 
 SMALL = Limits(memory_mb=96, pids=40, disk_mb=4, wall_s=5.0)
@@ -67,6 +75,55 @@ def test_a_closed_room_leaves_no_file_and_no_process_and_the_others_go_on():
             one.cell("1")
 
 
+def test_a_room_whose_agent_clings_to_it_is_emptied_all_the_same():
+    cling = "import os, signal\nos._exit = os.kill = print\nsignal.signal(15, signal.SIG_IGN)"
+    with Batch():
+        one, two = room(), room()
+        one.cell(cling)
+        one.shell("exit() { :; }; trap '' TERM HUP; setsid sleep 200 & disown")
+        two.cell("kept = 1")
+        one.close()
+        left = said(two.exec(["sh", "-c", "cat /proc/[0-9]*/comm"])).split()
+        assert left.count("bash") == left.count("sleep") == 0 and left.count("python3") == 2
+        assert said(two.cell("print(kept)")) == "1"
+
+
+def test_a_batch_closes_while_a_room_is_busy_and_while_a_box_starts():
+    need_bubblewrap()
+    batch, opening, go, caught = Batch(), threading.Event(), threading.Event(), []
+
+    def start(spec):
+        opening.set()
+        assert go.wait(10.0)
+        return open_sandbox("bubblewrap", limits=SMALL)
+
+    def ask():
+        try:
+            batch.room(SandboxSpec(limits=SMALL), start, "slow")
+        except SandboxDied as error:
+            caught.append(error)
+
+    asking = threading.Thread(target=ask)
+    with batch.current():
+        busy = room()
+
+    def work():
+        with pytest.raises(SandboxDied):
+            busy.exec(["sleep", "9"])
+
+    working = threading.Thread(target=work)
+    for thread in (asking, working):
+        thread.start()
+    assert opening.wait(5.0)
+    batch.close()
+    assert not is_open(busy.box)
+    go.set()
+    for thread in (asking, working):
+        thread.join(10.0)
+        assert not thread.is_alive()
+    assert len(caught) == 1 and "has been closed" in str(caught[0])
+
+
 def test_batches_share_nothing_and_end_with_their_boxes():
     with Batch():
         one = room()
@@ -106,6 +163,11 @@ def test_what_works_on_whole_boxes_is_refused_and_says_how_to_have_it():
                 call()
 
 
+def test_what_has_no_walls_has_no_rooms():
+    with Batch(), pytest.raises(Unsupported, match="no walls"):
+        open_sandbox("unsafe", isolation="batch")
+
+
 def test_a_room_needs_an_open_batch_and_a_known_isolation():
     with pytest.raises(ValueError, match="with Batch"):
         room()
@@ -118,16 +180,21 @@ def test_a_room_needs_an_open_batch_and_a_known_isolation():
 
 
 def test_a_forked_child_opens_a_box_of_its_own_and_leaves_its_parents_alone():
-    with Batch():
+    with Batch() as batch:
         box = room()
         child = os.fork()
         if child == 0:
             try:
-                mine = room()
-                os._exit(0 if mine.box is not box.box and said(mine.cell("print(2)")) == "2" else 1)
+                batch.close()  # a copy of its parent's, which it must not touch
+                with Batch():
+                    mine = room()
+                    right = mine.box is not box.box and said(mine.cell("print(2)")) == "2"
+                os._exit(0 if right else 1)
             except BaseException:
                 os._exit(2)
-        assert os.waitpid(child, 0)[1] == 0 and said(box.cell("print(3)")) == "3"
+        assert (
+            os.waitpid(child, 0)[1] == 0 and is_open(box.box) and said(box.cell("print(3)")) == "3"
+        )
 
 
 class Shared(SandboxEnv):
@@ -151,7 +218,8 @@ def test_a_pools_environments_are_a_batch_whose_box_ends_with_the_pool():
             env.reset(seed=0)
         boxes = [env.box.box for env in envs]
         assert boxes[0] is boxes[1] is boxes[2] is not boxes[3]
-        assert envs[0].fresh_box().__class__ is not envs[0].box.__class__, "graders share nothing"
+        with envs[0].fresh_box() as grader:
+            assert grader not in boxes and grader.spec.isolation == "episode"
     assert not any(map(is_open, boxes))
 
 

@@ -10,7 +10,7 @@ from boxes import need_bubblewrap, need_docker
 from turnwise.envs.sandbox_env import SandboxEnv
 from turnwise.envs.tools import reward, tool
 from turnwise.envs.types import Task
-from turnwise.sandboxes import Limits, SandboxDied, open_sandbox
+from turnwise.sandboxes import Batch, Limits, SandboxDied, open_sandbox
 from turnwise.sandboxes.remote_wire import pack_error, unpack, unpack_error
 
 SMALL = Limits(memory_mb=64, pids=50, disk_mb=80, wall_s=20.0)
@@ -53,12 +53,32 @@ def test_a_box_that_starved_its_guest_says_so(backend):
 
 def test_a_guest_that_died_otherwise_did_not_starve():
     with opened("bubblewrap") as box:
-        guest = box._end.peek()[1].__self__.guest
-        signal.pidfd_send_signal(guest, signal.SIGKILL)
-        select.select([guest], [], [], 10.0)
+        kill_guest_of(box)
         with pytest.raises(SandboxDied) as caught:
             box.cell("1")
     assert not caught.value.out_of_memory
+
+
+def test_a_guest_that_died_otherwise_long_after_a_shortage_did_not_starve():
+    with opened("bubblewrap") as box:
+        assert box.cell("held = bytearray(100 << 20)", kernel="eater").exit_code == 137
+        assert box.exec(["true"]).exit_code == 0
+        kill_guest_of(box)
+        with pytest.raises(SandboxDied) as caught:
+            box.cell("1")
+    assert not caught.value.out_of_memory
+
+
+def test_no_room_is_blamed_for_what_all_rooms_share():
+    need_bubblewrap()
+    with Batch():
+        one = open_sandbox("bubblewrap", limits=SMALL, isolation="batch")
+        two = open_sandbox("bubblewrap", limits=SMALL, isolation="batch")
+        for room in (one, two):
+            with pytest.raises(SandboxDied) as caught:
+                for _ in range(5):
+                    room.cell(STARVE)
+            assert not caught.value.out_of_memory
 
 
 @pytest.mark.parametrize("starved", [True, False])
@@ -67,6 +87,12 @@ def test_the_reason_travels(starved):
     status, message = pack_error(error)
     again = unpack_error(unpack(message)[0], status)
     assert isinstance(again, SandboxDied) and again.out_of_memory == starved
+
+
+def kill_guest_of(box):
+    guest = box._end.peek()[1].__self__.guest
+    signal.pidfd_send_signal(guest, signal.SIGKILL)
+    select.select([guest], [], [], 10.0)
 
 
 def died(starved):
@@ -129,15 +155,15 @@ def fragile():
         env.close()
 
 
-def test_the_agent_reads_that_it_starved_its_box_and_goes_on_in_an_empty_one(fragile):
+def test_the_agent_reads_that_it_starved_its_box_and_the_episode_earns_nothing(fragile):
     env = fragile()
     assert "given" in env.step(env.call_text("look"))[0]
     box = env.box
-    observation, _, *over, _ = env.step(env.call_text("run"))
+    observation, paid, terminated, _, info = env.step(env.call_text("run"))
     assert "ToolError[tool_raised]" in observation and "out of memory" in observation
-    assert over == [False, False] and not box.alive
-    assert "given" not in env.step(env.call_text("look"))[0]
-    assert env.step(env.call_text("submit"))[1] == 1.0
+    assert (paid, terminated, info["success"]) == (0.0, True, False) and not box.alive
+    env.reset(seed=0)
+    assert env.step(env.call_text("submit"))[1] == 1.0, "the next episode begins anew"
 
 
 def test_files_that_starve_the_graders_box_earn_nothing_and_end_the_episode(fragile):
