@@ -4,9 +4,12 @@
 has mounted, stay in one of them; the others are dealt out file by file.
 """
 
+import os
+
 import pytest
 
 ENGINE = "engine"
+HOST = os.environ.get("DOCKER_HOST")
 
 
 def pytest_collection_modifyitems(items):
@@ -20,8 +23,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(group))
 
 
-@pytest.fixture(autouse=True)
-def no_engine_unless_asked_for(request, monkeypatch):
-    """Have `auto` mean bubblewrap, which is several times faster, in all tests but docker's own."""
-    if request.node.get_closest_marker("docker") is None:
-        monkeypatch.delenv("DOCKER_HOST", raising=False)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Have `auto` mean bubblewrap, which is several times faster, in all tests but docker's own.
+
+    A hook comes before all fixtures, those of a module too.
+    """
+    if item.get_closest_marker("docker") is None:
+        os.environ.pop("DOCKER_HOST", None)
+    elif HOST is not None:
+        os.environ["DOCKER_HOST"] = HOST

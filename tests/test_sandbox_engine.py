@@ -185,6 +185,7 @@ class Sleepy(CodeEnv):
         self.slept = True
         if self.fault is None:
             return self.call_text("bash", command="echo slept")
+        assert self.box.exec(["true"]).exit_code == 0  # however long it takes to start
         threading.Timer(0.7, self.fault).start()
         return self.call_text("bash", command="sleep 9")
 

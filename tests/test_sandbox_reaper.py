@@ -59,8 +59,8 @@ def folders_of(name: str) -> list[Path]:
     return list(owner._folders().glob(f"*-{pid}-{start}"))
 
 
-def mounts() -> set[str]:
-    return set(Path("/proc/self/mounts").read_text().splitlines())
+def mounts(without: str = "no such word") -> set[str]:
+    return {m for m in Path("/proc/self/mounts").read_text().splitlines() if without not in m}
 
 
 def sweep_in_a_new_process(backend: str) -> None:
@@ -153,7 +153,7 @@ def test_a_folder_that_somebody_else_could_have_made_is_refused(tmp_path, monkey
 @pytest.mark.slow
 def test_twenty_owners_killed_with_boxes_leave_nothing_after_the_next_start(word):
     need_bubblewrap()
-    before, names = mounts(), []
+    before, names = mounts(without="/overlay2/"), []
     for _ in range(20):
         with an_owner("bubblewrap", word, boxes=2) as (process, said):
             names.append(said[0])
@@ -161,7 +161,7 @@ def test_twenty_owners_killed_with_boxes_leave_nothing_after_the_next_start(word
             process.kill()
     sweep_in_a_new_process("bubblewrap")
     assert wait_until(lambda: not processes_with(word))
-    assert mounts() <= before
+    assert mounts(without="/overlay2/") <= before, "but for those of an engine"
     assert [path for name in names for path in cgroups_of(name) + folders_of(name)] == []
     assert not any(owner.is_alive(name) for name in names)
 
