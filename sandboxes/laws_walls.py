@@ -82,9 +82,11 @@ def processes_of_the_host_are_out_of_sight(trial: Trial, box: Sandbox) -> None:
     try:
         assert host.stdout is not None
         host.stdout.readline()  # until it has begun, it still goes by our own name
-        code = "import glob\nfor name in glob.glob('/proc/[0-9]*/cmdline'):\n"
+        # Not the word, which may stand in the command line of who looks, and not whole lines,
+        # of which a busy host has more than a box may print.
+        code = "import glob, re\nfor name in glob.glob('/proc/[0-9]*/cmdline'):\n"
         code += "    try: line = open(name).read()\n    except OSError: continue\n"
-        code += "    if 'turnwise-' in line: print(line)"
+        code += "    print(*re.findall('turnwise-[0-9a-f]{16}', line), end=' ')"
         seen = box.cell(code, kernel="looker").text
     finally:
         host.kill()
