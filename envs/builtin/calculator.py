@@ -21,6 +21,7 @@ from turnwise.envs.builtin import arithmetic
 from turnwise.envs.builtin.word_problems import GOODS, PEOPLE, Problem, make_problem
 from turnwise.envs.knobs import count, span
 from turnwise.envs.seeds import derive
+from turnwise.envs.split_shares import drawn_for
 from turnwise.envs.task_range import TaskRange, check_drawn
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
 from turnwise.envs.tools import ToolFailed, reward, tool
@@ -141,4 +142,8 @@ class Calculator(ToolEnv):
 def task_problem(task: Question) -> Problem:
     """Return the problem of a task."""
     rng = random.Random(derive("calculator", json.dumps(task.to_json(), sort_keys=True)))
-    return make_problem(rng, task.steps, digits=task.digits, asides=task.asides)
+
+    def draw() -> Problem:
+        return make_problem(rng, task.steps, digits=task.digits, asides=task.asides)
+
+    return drawn_for(task.split, draw, lambda problem: problem.text)

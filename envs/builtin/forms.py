@@ -22,6 +22,7 @@ from turnwise.envs.builtin import forms_world
 from turnwise.envs.builtin.forms_world import Sheet, World, make_world
 from turnwise.envs.knobs import count, span
 from turnwise.envs.seeds import derive
+from turnwise.envs.split_shares import drawn_for
 from turnwise.envs.task_range import TaskRange, check_drawn
 from turnwise.envs.tool_env import EpisodeView
 from turnwise.envs.tools import metric, reward
@@ -189,4 +190,4 @@ def task_world(task: Brief) -> World:
     rng = random.Random(derive("forms", fields))
     for name in ("hidden", "split", "index"):
         del fields[name]
-    return make_world(rng, **fields)
+    return drawn_for(task.split, lambda: make_world(rng, **fields), lambda world: world.text)

@@ -20,6 +20,7 @@ from turnwise.envs.builtin.python_problems import KINDS, Problem, make_problem
 from turnwise.envs.code_env import CodeEnv, text_of
 from turnwise.envs.names import known_names
 from turnwise.envs.seeds import derive
+from turnwise.envs.split_shares import drawn_for
 from turnwise.envs.task_range import TaskRange, check_drawn
 from turnwise.envs.tool_env import EpisodeView
 from turnwise.envs.tools import reward, tool
@@ -115,4 +116,4 @@ class PythonTool(CodeEnv):
 def task_problem(task: Puzzle) -> Problem:
     """Return the problem of a task."""
     rng = random.Random(derive("python", json.dumps(task.to_json(), sort_keys=True)))
-    return make_problem(rng, task.kind)
+    return drawn_for(task.split, lambda: make_problem(rng, task.kind), lambda problem: problem.text)

@@ -22,6 +22,7 @@ from turnwise.envs.builtin.mutate import Mutation, apply, mutations
 from turnwise.envs.builtin.python_source import parse
 from turnwise.envs.builtin.repair_programs import TEMPLATES, Program
 from turnwise.envs.seeds import derive
+from turnwise.envs.split_shares import belongs
 
 LIBRARIES = (repair_lists, repair_text, repair_numbers, repair_machines)
 """The modules whose import fills `TEMPLATES`."""
@@ -30,9 +31,6 @@ HELD_OUT = {
     "test": ("bisection", "bowling", "calendar", "fields", "grouping", "queueing"),
 }
 """Templates that no other split has, unless templates are named by hand."""
-SHARES = {"train": range(8), "dev": range(8, 9), "test": range(9, 10)}
-"""Of ten classes of programs with bugs, by their hash, those of a split. Whatever the seeds and
-the templates, no text that is to be mended in one split is there in another."""
 MAX_STEPS = 20_000
 """Loop rounds and calls of one test; a mutant that takes more is not used."""
 VISIBLE, HIDDEN = 8, 24
@@ -160,7 +158,7 @@ def _choose_bugs(
     seen: dict[tuple[str, Mutation], bool] = {}
     for _ in range(DRAWS if kinds else 0):
         drawn = _draw(rng, offered, kinds, task["n_bugs"])
-        if derive("share", _with(original, drawn)) % 10 not in SHARES[task["split"]]:
+        if not belongs(task["split"], _with(original, drawn)):
             continue
         for one in [(file, bug) for file, bugs in drawn.items() for bug in bugs]:
             if one not in seen:

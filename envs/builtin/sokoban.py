@@ -15,12 +15,21 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import ClassVar, Literal
 
-from turnwise.envs.builtin.sokoban_world import Boxes, Cell, Level, make_level, solve, step
+from turnwise.envs.builtin.sokoban_world import (
+    Boxes,
+    Cell,
+    Level,
+    make_level,
+    make_place,
+    solve,
+    step,
+)
 from turnwise.envs.knobs import count, span
 from turnwise.envs.seeds import derive
+from turnwise.envs.split_shares import drawn_for
 from turnwise.envs.task_range import TaskRange, check_drawn
 from turnwise.envs.tool_env import EpisodeView, ToolEnv
 from turnwise.envs.tools import ToolFailed, metric, reward, tool
@@ -152,11 +161,15 @@ def solution(level: Level, player: Cell, boxes: Boxes) -> tuple[str, ...] | None
 
 
 @lru_cache(maxsize=4096)
-def _level(text: str, size: int, boxes: int, pushes: int) -> Level:
-    return make_level(random.Random(derive("sokoban", text)), size, boxes, pushes)
+def _level(text: str, split: str, size: int, boxes: int, pushes: int) -> Level:
+    rng = random.Random(derive("sokoban", text))
+    # The room and its goals decide, so that none of one split are those of another.
+    draw = partial(make_place, rng, size, boxes)
+    place = partial(drawn_for, split, draw, lambda place: list(map(sorted, place)))
+    return make_level(rng, place, size, pushes)
 
 
 def task_level(task: Puzzle) -> Level:
     """Return the level of a task."""
     text = json.dumps(task.to_json(), sort_keys=True)
-    return _level(text, task.size, task.boxes, task.pushes)
+    return _level(text, task.split, task.size, task.boxes, task.pushes)

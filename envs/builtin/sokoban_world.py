@@ -85,6 +85,8 @@ def walks(floor: frozenset[Cell], boxes: Boxes, start: Cell) -> dict[Cell, tuple
     return found
 
 
+Place = tuple[frozenset[Cell], Boxes]
+"""The floor of a room, and the goals."""
 Node = tuple[Cell, Boxes]
 """A state up to walking: the first cell that the player reaches, and the boxes."""
 
@@ -168,25 +170,27 @@ def _alive(floor: frozenset[Cell], goals: Boxes) -> frozenset[Cell]:
     return frozenset(alive)
 
 
-def make_level(rng: random.Random, size: int, boxes: int, pushes: int) -> Level:
+def make_level(rng: random.Random, place: Callable[[], Place], size: int, pushes: int) -> Level:
     """Return a level whose best solution takes `pushes` pushes.
 
-    Rooms are drawn until one has such a start, and the start is drawn among all of that room. If
+    Places are drawn until one has such a start, and the start is drawn among all of that place. If
     none of `ROOMS` has one, the level is the hardest of what they have: `Level.pushes` says.
+
+    Args:
+        place: Draws a room with goals, as `make_place` does.
     """
-    hardest = _room_level(rng, size, boxes, pushes)
+    hardest = _level_in(rng, place(), size, pushes)
     for tried in count(1):
         if hardest.pushes == pushes or (hardest.pushes and tried >= ROOMS):
             break
-        level = _room_level(rng, size, boxes, pushes)
+        level = _level_in(rng, place(), size, pushes)
         hardest = max(hardest, level, key=lambda one: one.pushes)
     return hardest
 
 
-def _room_level(rng: random.Random, size: int, boxes: int, pushes: int) -> Level:
-    """Return a level in one room that takes `pushes` pushes, or as many as it has."""
-    floor = _room(rng, size)
-    goals = frozenset(rng.sample(sorted(floor), boxes))
+def _level_in(rng: random.Random, place: Place, size: int, pushes: int) -> Level:
+    """Return a level in one place that takes `pushes` pushes, or as many as it has."""
+    floor, goals = place
     ends = {_node(floor, cell, goals) for cell in sorted(floor - goals)}
     farthest, starts = 0, list[Node]()
     for far, node in _search(sorted(ends, key=_order), _pulls(floor)):
@@ -203,8 +207,11 @@ def _order(node: Node) -> tuple[Cell, list[Cell]]:
     return node[0], sorted(node[1])
 
 
-def _room(rng: random.Random, size: int) -> frozenset[Cell]:
-    """Return a connected room inside a wall: a walk carves it until two thirds are floor."""
+def make_place(rng: random.Random, size: int, boxes: int) -> Place:
+    """Return the floor of a connected room inside a wall, and goals on it.
+
+    A walk carves the room until two thirds of the inside are floor.
+    """
     inside = [(r, c) for r in range(1, size - 1) for c in range(1, size - 1)]
     cell = rng.choice(inside)
     floor, wanted = {cell}, len(inside) * 2 // 3
@@ -213,4 +220,4 @@ def _room(rng: random.Random, size: int) -> frozenset[Cell]:
         if to in inside:
             cell = to
             floor.add(cell)
-    return frozenset(floor)
+    return frozenset(floor), frozenset(rng.sample(sorted(floor), boxes))

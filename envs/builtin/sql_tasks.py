@@ -26,8 +26,9 @@ from turnwise.envs.builtin.sql_world import (
     make_rows,
 )
 from turnwise.envs.seeds import derive
+from turnwise.envs.split_shares import belongs
 
-TRIES = 500
+TRIES = 5000
 HIDDEN_TRIES = 100
 Rowset = Sequence[tuple[Any, ...]]
 
@@ -56,7 +57,9 @@ def make_world(text: str) -> SqlWorld:
     for _ in range(TRIES):
         schema = SCHEMAS[rng.choice(task["schemas"])]
         question = rng.choice(DEPTHS[task["depth"] - 1])(rng, schema)
-        world = question and _world_of(rng, schema, question, task["size"])
+        if question is None or not belongs(task["split"], question.sql):
+            continue
+        world = _world_of(rng, schema, question, task["size"])
         if world:
             return world
     raise RuntimeError(f"no question for {text} in {TRIES} tries; allow more schemas or rows")
