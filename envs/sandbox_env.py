@@ -37,7 +37,7 @@ on the host what they print. Code that judges beside the agent's code can be foo
 
 Whatever goes wrong with a box is a `SandboxError` that leaves `step`: the rollout masks and retries
 the episode. What the agent's code does wrong is a result that the agent reads; if it uses up the
-memory of its box until even our guest is gone, the episode ends and earns nothing.
+memory of its box until even our guest is gone, the episode ends without success.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class SandboxEnv(ByReplay, ToolEnv):
     def run_tool(self, tool: Tool, args: dict[str, Any]) -> Any:
         """Run a call; a box that the agent's own processes starved to death is the agent's mistake.
 
-        It ends the episode, which earns nothing: there is nothing left to judge.
+        It ends the episode without success: there is nothing left to judge.
 
         Raises:
             ToolFailed: what the agent reads in place of a result.
@@ -226,7 +226,8 @@ class SandboxEnv(ByReplay, ToolEnv):
             raise ToolFailed("the sandbox ran out of memory, and all in it is lost") from None
 
     def _grade(self, answer: Response, grader: Grader) -> float | None:
-        return 0.0 if self._starved else super()._grade(answer, grader)
+        # What is no matter of success needs no box, and may be what takes shaping back.
+        return 0.0 if self._starved and grader.decides else super()._grade(answer, grader)
 
     def begin(self, *args: Any, **kwargs: Any) -> Task:
         """Start the books of an episode; the box of the last one is given up."""

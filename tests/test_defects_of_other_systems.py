@@ -5,8 +5,10 @@ Comments say which kind of system shows the defect.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -460,8 +462,18 @@ getattr(o, "sys" + "tem")("id -un; touch {trap}")
 
 
 def test_code_reaches_no_network_by_default(lab):
-    code = "import socket; socket.create_connection(('1.1.1.1', 53), timeout=2)"
-    assert "Error" in run(lab, "python", code=code)
+    # Servers that answer the host, so that it does not depend on the machine's wires.
+    addresses = [("127.0.0.1", 0)]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing; says which of our addresses it would use
+        addresses.append((probe.getsockname()[0], 0))
+    for address in addresses:
+        with socket.create_server(address) as server:
+            at = server.getsockname()[:2]
+            socket.create_connection(at, timeout=2).close()
+            code = f"import socket; socket.create_connection({at!r}, timeout=2); print('reached')"
+            said = run(lab, "python", code=code)
+        assert "Error" in said and "reached" not in said.splitlines()[-1]
 
 
 def test_a_reward_file_that_the_agent_can_write_pays_nothing(lab):
@@ -478,14 +490,19 @@ def test_what_the_grader_knows_is_not_in_the_box(lab):
     _, info = lab.reset(seed=0)
     assert "xyzzy-plugh" not in str(info["messages"]) + str(info["tools"]) + repr(info["task"])
     found = run(
-        lab, "bash", command="grep -rl xyzzy-plugh . /tmp /etc /home /root 2>/dev/null; env"
+        lab, "bash", command="grep -rh xyzzy-plugh . /tmp /etc /home /root 2>/dev/null; env"
     )
     assert "xyzzy-plugh" not in found
 
 
 def test_an_agent_cannot_fool_the_grader_by_what_its_processes_do_later(lab):
-    run(lab, "write", path="solution.py", text="print(0)")
-    run(lab, "bash", command="(sleep 0.3; echo 'print(42)' > solution.py) & echo started")
+    serve = "import socket\nwith socket.create_server(('127.0.0.1', 4242)) as server:\n"
+    serve += "    while True: server.accept()[0].sendall(b'42')\n"
+    ask = "import socket\nprint(socket.create_connection(('127.0.0.1', 4242)).recv(9).decode())\n"
+    run(lab, "write", path="serve.py", text=serve)
+    run(lab, "write", path="solution.py", text=ask)
+    run(lab, "bash", command="python3 serve.py >/dev/null 2>&1 & sleep 0.5")
+    assert run(lab, "bash", command="python3 solution.py") == "42", "in the agent's box it does"
     *_, paid, _, _, info = lab.step(lab.call_text("stop"))
     assert (paid, info["success"]) == (0.0, False)
 

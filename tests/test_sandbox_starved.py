@@ -119,7 +119,7 @@ class Fragile(SandboxEnv):
     @tool
     def run(self) -> str:
         """Run something."""
-        if self.where == "tool":
+        if self.where in ("tool", "shaped"):
             raise died(self.starved)
         return "ran"
 
@@ -131,6 +131,10 @@ class Fragile(SandboxEnv):
     @tool(final=True)
     def submit(self) -> None:
         """End."""
+
+    @reward(0.5, shaping=True)
+    def bookkeeping(self, episode) -> float:
+        return -1.0 if self.where == "shaped" else 0.0
 
     @reward()
     def solved(self, episode) -> float:
@@ -164,6 +168,11 @@ def test_the_agent_reads_that_it_starved_its_box_and_the_episode_earns_nothing(f
     assert (paid, terminated, info["success"]) == (0.0, True, False) and not box.alive
     env.reset(seed=0)
     assert env.step(env.call_text("submit"))[1] == 1.0, "the next episode begins anew"
+
+
+def test_what_takes_shaping_back_is_paid_after_a_starvation_too(fragile):
+    env = fragile(where="shaped")
+    assert env.step(env.call_text("run"))[1] == -0.5
 
 
 def test_files_that_starve_the_graders_box_earn_nothing_and_end_the_episode(fragile):

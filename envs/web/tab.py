@@ -145,6 +145,9 @@ def _submits(node: Node, kind: str) -> bool:
     return kind in ("submit", "image") or (node.tag == "button" and not kind)
 
 
+MAX_TYPED = 2000
+"""Characters. A site that was flooded would fail, and what fails there is taken for no doing of the
+agent's."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _DATE = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
 _NUMBER = re.compile(r"-?(\d+(\.\d+)?|\.\d+)([eE][-+]?\d+)?")
@@ -154,8 +157,11 @@ def typed(role: str, text: str, *, multiline: bool = False) -> str:
     """Return what a field of that role holds after `text` was typed into it.
 
     Raises:
-        ValueError: a browser would not take it; the message says what it takes.
+        ValueError: a browser would not take it, or it is longer than any form of ours expects; the
+            message says what it takes.
     """
+    if len(text) > MAX_TYPED:
+        raise ValueError(f"a field takes at most {MAX_TYPED} characters, got {len(text)}")
     text = _CONTROL.sub("", text).encode("utf-8", "replace").decode()
     if not multiline:
         text = text.replace("\n", "")
