@@ -36,11 +36,13 @@ CLEAN = School(env=PHASED, start=KNOWS)
 """Knows the way, and nothing else: it has never seen a failure or a side branch."""
 CLEAN_STATIONARY = School(env=LONG, start=KNOWS)
 ROBUST = School(
-    env={**PHASED, "p_fail": 0.15, "p_slip": 0.1},
-    start=replace(KNOWS, target=0.9, check_below=0.15),
-    noise=0.25,
+    env={**PHASED, "turns": 48, "p_fail": 0.15, "p_slip": 0.1},
+    start=replace(KNOWS, target=0.85, check_below=0.15, steps=1000),
+    noise=0.12,
 )
-"""Taught where tools fail and hands slip, beside actions of chance: it knows every way back."""
+"""Taught where tools fail and hands slip, beside actions of chance: it knows every way back. It has
+twice the turns, for in as few as the methods have, seven of eight of such demonstrations end too
+soon to be shown."""
 
 
 def begins(target: float, **env: object) -> School:
@@ -340,6 +342,8 @@ EXPERIMENTS = (
         name="dagger_null",
         title="DAgger, null: nothing slips",
         claim="Where the expert never leaves its way, labels elsewhere should not help.",
+        finding="They do not: level with demonstrations over six seeds, in success, progress and AUC, as "
+        "a null should be.",
         env={**SLIPPING, "p_slip": 0.0},
         beginning=SHELTERED,
         arms=arms_of_dagger(2000)[1:],
