@@ -205,7 +205,9 @@ class TrainConfig:
         ours = {name: getattr(self, name) for name in names if name.startswith("ray_")}
         changed = [name for name, value in ours.items() if value != getattr(TrainConfig, name)]
         if changed and not self.ray:
-            raise ValueError(f"{changed[0]} {ours[changed[0]]!r} is for workers of Ray: set ray, too")
+            raise ValueError(
+                f"{changed[0]} {ours[changed[0]]!r} is for workers of Ray: set ray, too"
+            )
         self.worker_resources(), self.learner_resources()
         if self.ray_workers < 1 or self.ray_timeout_s <= 0:
             raise ValueError(

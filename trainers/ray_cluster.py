@@ -24,8 +24,9 @@ LOCAL = "local"
 CONNECT_S = 5.0
 _NAMED = ("num_cpus", "num_gpus", "memory")
 _VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
-_HERE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""On Windows and macOS a cluster of Ray stays on the loopback. So does ours anywhere."""
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""On Windows and macOS a cluster of Ray stays on the loopback. So does ours anywhere, and one whose
+address is there is looked for there: Ray would take this machine's name in the network instead."""
 _ELSEWHERE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "100000"}
 """Ray ends a process that has missed the head for a minute, and with it what the learner has not
 saved. Here the run ends itself, saved."""
@@ -55,10 +56,11 @@ class Cluster:
 
     def __init__(self, config: TrainConfig) -> None:
         address = config.ray_address or os.environ.get("RAY_ADDRESS", "") or LOCAL
-        for name, value in (_VARIABLES | (_HERE if address == LOCAL else _ELSEWHERE)).items():
-            os.environ.setdefault(name, value)
+        for name, value in _variables(address).items():
+            os.environ.setdefault(name, value)  # before Ray is imported
         self.ray: Any = need("ray", extra="ray")
-        self.address, self._ours, self._place = address, False, None
+        self.address, self._ours = address, False
+        self._place: Any = None
         if not self.ray.is_initialized():
             self._join(config)
             self._ours = True
@@ -81,9 +83,7 @@ class Cluster:
                 "--head`, or leave ray_address out"
             )
         try:
-            self.ray.init(
-                self.address, log_to_driver=False, logging_level=logging.ERROR, **started
-            )
+            self.ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **started)
         except Exception as error:
             raise ClusterLost(
                 f"cannot join the Ray cluster {self.address!r}: {in_one_line(error)}; the run is "
@@ -166,6 +166,13 @@ class _Place:
 
     def opened(self) -> None:
         """Return once it is there."""
+
+
+def _variables(address: str) -> dict[str, str]:
+    """Return the environment variables that Ray is to be imported under."""
+    loopback = address == LOCAL or address.startswith(("127.", "localhost:"))
+    here = _LOOPBACK if loopback else {}
+    return _VARIABLES | here | ({} if address == LOCAL else _ELSEWHERE)
 
 
 def silent(address: str) -> str:

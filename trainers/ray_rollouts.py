@@ -169,7 +169,7 @@ class RayRollouts:
         if not waited:
             return []
         ready, _ = self.ray.wait([worker.waited for worker in waited], timeout=LOOK_S)
-        return [worker for worker in waited if any(worker.waited is one for one in ready)]
+        return [worker for worker in waited if worker.waited in ready]
 
     def _hear(self, worker: Worker, round: Round) -> None:
         try:
@@ -202,8 +202,9 @@ class RayRollouts:
             raise ClusterLost(
                 f"no worker can be started on the Ray cluster at {self.cluster.address}: {why}"
             )
-        groups = f"; its {len(worker.held)} groups are played elsewhere" if worker.held else ""
-        log.warning("worker %d on node %.8s is lost: %s%s", worker.number, worker.node, why, groups)
+        where = f" on node {worker.node:.8}" if worker.node else ""
+        held = f"; groups to be played again: {', '.join(worker.held)}" if worker.held else ""
+        log.warning("worker %d%s of Ray is lost: %s%s", worker.number, where, why, held)
         round.again(worker.held, why)
         self.workers[self.workers.index(worker)] = self._start()
         if all(worker.opening is not None for worker in self.workers):

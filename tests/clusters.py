@@ -1,0 +1,108 @@
+"""A Ray cluster of several nodes on this machine, and environments that hurt it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from toys import Walks
+
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "PYTHONPATH": str(Path(__file__).parent)}
+PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
+MEMORY_BYTES = 80 * 2**20
+
+
+def need_ray() -> None:
+    """Skip where Ray is not installed; fail there under CI."""
+    if find_spec("ray") is None:  # not imported: it reads its environment then
+        reason = "Ray is not installed: pip install 'turnwise[ray]'"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+def start_node(cluster, **more):
+    """Start a node of `cluster`; on a busy machine Ray needs more than one try."""
+    for left in (3, 2, 1, 0):
+        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        try:
+            return cluster.add_node(
+                num_cpus=1,
+                object_store_memory=MEMORY_BYTES,
+                include_dashboard=False,
+                node_ip_address="127.0.0.1",
+                **{**ports, **more},
+            )
+        except Exception:
+            if not left:
+                raise
+    return None
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens at."""
+    found = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in found]
+    for one in found:
+        one.close()
+    return ports
+
+
+def once_there(file: Path, act: Callable[[], object]) -> threading.Thread:
+    """Call `act` from a thread as soon as `file` exists, within two minutes."""
+
+    def wait() -> None:
+        until = time.monotonic() + 120
+        while not file.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        if file.exists():
+            act()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+class Told(Walks):
+    """Walks that tell in which process they were played.
+
+    Args:
+        mark: a file that the first walk of the second step on a node other than `head` makes;
+            it then waits to be hurt.
+        head: the node that is to be spared; empty spares none.
+        ends: index of the task whose process ends at once.
+        times: how often it does; each time is a file beside `mark`.
+    """
+
+    def __init__(self, *, mark="", head="", ends=-1, times=0):
+        super().__init__()
+        self.mark, self.head, self.ends, self.times = mark, head, ends, times
+
+    def setup(self, task, rng):
+        if self.mark and task.index >= 3 and not Path(self.mark).exists():
+            self._wait_where_it_hurts()
+        if task.index == self.ends:
+            self._end()
+        return super().setup(task, rng)
+
+    def _wait_where_it_hurts(self):
+        import ray
+
+        if ray.get_runtime_context().get_node_id() != self.head:
+            Path(self.mark).touch()
+            time.sleep(120)
+
+    def _end(self):
+        before = sorted(Path(self.mark).parent.glob("end-*"))
+        if len(before) < self.times:
+            (Path(self.mark).parent / f"end-{len(before)}").touch()
+            os._exit(1)
+
+    def respond(self, action):
+        return replace(super().respond(action), metrics={"process": float(os.getpid())})
