@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from toys import Walks
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "PYTHONPATH": str(Path(__file__).parent)}
+VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+VARIABLES |= {"PYTHONPATH": str(Path(__file__).parent)}
 PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port")
 MEMORY_BYTES = 80 * 2**20
 

@@ -38,7 +38,7 @@ def cluster():
     """Two nodes on the loopback; whoever starts a run is on the first one."""
     need_ray()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (clusters.QUIET | clusters.LOOPBACK).items():
+        for name, value in clusters.VARIABLES.items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
         from ray.cluster_utils import Cluster

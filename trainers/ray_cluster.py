@@ -23,7 +23,7 @@ from turnwise.trainers.config import TrainConfig
 LOCAL = "local"
 CONNECT_S = 5.0
 _NAMED = ("num_cpus", "num_gpus", "memory")
-_VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
+_VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0"}
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """On Windows and macOS a cluster of Ray stays on the loopback. So does ours anywhere, and one whose
 address is there is looked for there: Ray would take this machine's name in the network instead."""
@@ -40,6 +40,8 @@ def actor_options(resources: Mapping[str, float]) -> dict[str, Any]:
     """Return the options of an actor that holds `resources`: Ray's own by name, others apart."""
     own = {name: amount for name, amount in resources.items() if name in _NAMED}
     others = {name: amount for name, amount in resources.items() if name not in _NAMED}
+    if "memory" in own:
+        own["memory"] = int(own["memory"])
     return {"num_cpus": 0, **own, "resources": others}
 
 

@@ -103,11 +103,12 @@ class RayRollouts:
         self.config, self.trainee, self.cluster = attempts.config, trainee, cluster
         self.ray = cluster.ray
         options = actor_options(self.config.worker_resources())
-        self.make_actor = self.ray.remote(RolloutWorker).options(
+        # Whoever asks how it is does not wait until it has played.
+        made_of = self.ray.remote(concurrency_groups={"pulse": 1})(RolloutWorker)
+        self.make_actor = made_of.options(
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy="SPREAD",
-            concurrency_groups={"pulse": 1},
             **options,
         )
         with cluster.named():
