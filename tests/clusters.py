@@ -70,39 +70,54 @@ def once_there(file: Path, act: Callable[[], object]) -> threading.Thread:
 
 
 class Told(Walks):
-    """Walks that tell in which process they were played.
+    """Walks that tell in which process and on which node they were played.
 
     Args:
-        mark: a file that the first walk of the second step on a node other than `head` makes;
-            it then waits to be hurt.
-        head: the node that is to be spared; empty spares none.
-        ends: index of the task whose process ends at once.
-        times: how often it does; each time is a file beside `mark`.
+        folder: for what processes leave for each other.
+        meet: so many of them wait for each other in their first walk.
+        head: the node on which nobody waits to be hurt. On any other one the first walk of the
+            second step makes the file `hurt` and waits; None lets nobody wait.
+        ends: index of the task whose process ends at once, as many times as `times` says.
     """
 
-    def __init__(self, *, mark="", head="", ends=-1, times=0):
+    def __init__(self, *, folder=".", meet=0, head=None, ends=-1, times=0):
         super().__init__()
-        self.mark, self.head, self.ends, self.times = mark, head, ends, times
+        self.folder, self.meet, self.head = Path(folder), meet, head
+        self.ends, self.times = ends, times
 
     def setup(self, task, rng):
-        if self.mark and task.index >= 3 and not Path(self.mark).exists():
+        if task.index < 3 and self.meet:
+            self._meet()
+        if task.index >= 3 and self.head not in (None, node()):
             self._wait_where_it_hurts()
         if task.index == self.ends:
             self._end()
         return super().setup(task, rng)
 
-    def _wait_where_it_hurts(self):
-        import ray
+    def _meet(self):
+        (self.folder / f"here-{os.getpid()}").touch()
+        until = time.monotonic() + 120
+        while len(list(self.folder.glob("here-*"))) < self.meet and time.monotonic() < until:
+            time.sleep(0.05)
 
-        if ray.get_runtime_context().get_node_id() != self.head:
-            Path(self.mark).touch()
+    def _wait_where_it_hurts(self):
+        if not (self.folder / "hurt").exists():
+            (self.folder / "hurt").touch()
             time.sleep(120)
 
     def _end(self):
-        before = sorted(Path(self.mark).parent.glob("end-*"))
-        if len(before) < self.times:
-            (Path(self.mark).parent / f"end-{len(before)}").touch()
+        before = len(list(self.folder.glob("end-*")))
+        if before < self.times:
+            (self.folder / f"end-{before}").touch()
             os._exit(1)
 
     def respond(self, action):
-        return replace(super().respond(action), metrics={"process": float(os.getpid())})
+        where = {"process": float(os.getpid()), "node": float(int(node()[:8], 16))}
+        return replace(super().respond(action), metrics=where)
+
+
+def node() -> str:
+    """The id of the node that this process is on."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id()

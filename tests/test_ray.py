@@ -21,10 +21,10 @@ from toys import Walks
 from turnwise.agents.record import read_records
 from turnwise.cli.failures import INFRASTRUCTURE, USAGE, describe
 from turnwise.envs.types import Outcome
+from turnwise.trainers import ray_rollouts
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.loop import train
 from turnwise.trainers.ray_cluster import ClusterLost
-from turnwise.trainers.ray_rollouts import TRIES
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.timeout(600)
@@ -89,10 +89,11 @@ def assert_same(found, wanted):
             assert row[name] == pytest.approx(same[name], rel=1e-5, abs=1e-5), name
 
 
-def processes_of_groups(out):
+def told(out, what):
+    """By group, in which processes, or on which nodes, it was played."""
     found: dict[str, set[float]] = {}
     for episode in episodes(out):
-        found.setdefault(episode.group, set()).add(episode.metrics["process"])
+        found.setdefault(episode.group, set()).add(episode.metrics[what])
     return found
 
 
@@ -101,8 +102,9 @@ def processes_of_groups(out):
 
 @pytest.fixture(scope="module")
 def spread(cluster, tmp_path_factory):
-    out = tmp_path_factory.mktemp("spread") / "run"
-    return out, run(over(cluster, out), Told)
+    folder = tmp_path_factory.mktemp("spread")
+    make_env = partial(Told, folder=str(folder), meet=2)
+    return folder / "run", run(over(cluster, folder / "run"), make_env)
 
 
 def test_the_run_on_a_cluster_is_the_run_without_to_the_last_token(plain, spread):
@@ -118,31 +120,37 @@ def test_workers_play_under_the_weights_of_the_step(spread):
 
 
 def test_a_group_is_played_by_one_worker_and_none_by_the_learner(spread):
-    found = processes_of_groups(spread[0])
+    found = told(spread[0], "process")
     assert [len(processes) for processes in found.values()] == [1] * STEPS * 3
     assert len(set.union(*found.values())) == 2
     assert os.getpid() not in set.union(*found.values())
+    assert len(set.union(*told(spread[0], "node").values())) == 2
 
 
 def test_a_worker_that_dies_is_replaced_and_its_groups_are_played_again(
     cluster, plain, tmp_path, caplog
 ):
-    make_env = partial(Told, mark=str(tmp_path / "none"), ends=4, times=1)
-    rows = run(over(cluster, tmp_path / "run"), make_env)
+    make_env = partial(Told, folder=str(tmp_path), ends=4, times=1)
+    rows = run(over(cluster, tmp_path / "run", ray_workers=1), make_env)
     assert_same((tmp_path / "run", rows), plain)
-    assert len(set.union(*processes_of_groups(tmp_path / "run").values())) == 3
-    assert "of Ray is lost" in caplog.text and "s1-1" in caplog.text
+    assert len(set.union(*told(tmp_path / "run", "process").values())) == 2
+    assert "worker 1 on node" in caplog.text and "s1-1" in caplog.text
 
 
-def test_a_group_that_costs_every_worker_is_lost_to_the_machine_and_masked(cluster, tmp_path):
-    make_env = partial(Told, mark=str(tmp_path / "none"), ends=1, times=99)
-    config = over(cluster, tmp_path / "run", steps=1, ray_workers=1, max_failed=1.0, lora_rank=2)
-    run(config, make_env)
+def test_a_group_that_costs_every_worker_is_lost_to_the_machine_and_masked(
+    cluster, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ray_rollouts, "TRIES", 2)
+    make_env = partial(Told, folder=str(tmp_path), ends=2, times=99)
+    adapters = {"lora_rank": 2, "learning_rate": 1e-2, "updates_per_step": 1}
+    config = over(cluster, tmp_path / "run", ray_workers=1, max_failed=1.0, steps=2, **adapters)
+    rows = run(config, make_env)
     found = {e.id: e for e in episodes(tmp_path / "run")}
     lost = {name for name, e in found.items() if e.outcome is Outcome.INFRA_ERROR}
-    assert lost == {f"s0-1.{n}" for n in range(4)} and len(found) == 12
-    assert f"lost with {TRIES} workers" in found["s0-1.0"].error
-    assert len(list(tmp_path.glob("end-*"))) == TRIES
+    assert lost == {f"s0-2.{n}" for n in range(4)} and len(found) == 24
+    assert "lost with 2 workers" in found["s0-2.0"].error
+    assert len(list(tmp_path.glob("end-*"))) == 2
+    assert max(row["engine_gap"] for row in rows) < 1e-4
 
 
 def test_what_no_node_has_is_asked_for_in_vain_and_named(cluster, tmp_path):
@@ -156,11 +164,11 @@ def test_what_no_node_has_is_asked_for_in_vain_and_named(cluster, tmp_path):
 
 
 def test_what_is_kept_for_the_learner_is_given_to_no_worker(cluster, tmp_path):
-    wanted = {"ray_learner_resources": '{"num_cpus": 1}', "ray_workers": 1, "steps": 1}
-    spared = partial(Told, mark=str(tmp_path / "mark"))
-    run(over(cluster, tmp_path / "run", **wanted), spared)
-    nodes = {metric for e in episodes(tmp_path / "run") for metric in e.metrics}
-    assert "process" in nodes
+    wanted = {"ray_learner_resources": '{"num_cpus": 1}', "steps": 1}
+    run(over(cluster, tmp_path / "run", **wanted), partial(Told, folder=str(tmp_path)))
+    nodes = set.union(*told(tmp_path / "run", "node").values())
+    (other,) = cluster.worker_nodes
+    assert nodes == {float(int(other.node_id[:8], 16))}
 
 
 # Losing it: these tests take the cluster apart, in this order
@@ -168,24 +176,23 @@ def test_what_is_kept_for_the_learner_is_given_to_no_worker(cluster, tmp_path):
 
 def test_a_node_that_is_lost_in_mid_run_costs_nothing_and_repeats_nothing(cluster, plain, tmp_path):
     head, node = cluster.head_node, next(iter(cluster.worker_nodes))
-    mark = tmp_path / "mark"
-    loses = once_there(mark, partial(cluster.remove_node, node, allow_graceful=False))
-    make_env = partial(Told, mark=str(mark), head=head.node_id)
+    loses = once_there(tmp_path / "hurt", partial(cluster.remove_node, node, allow_graceful=False))
+    make_env = partial(Told, folder=str(tmp_path), meet=2, head=head.node_id)
     rows = run(over(cluster, tmp_path / "run"), make_env)
     loses.join(60)
-    assert mark.exists() and node not in cluster.worker_nodes
+    assert (tmp_path / "hurt").exists() and node not in cluster.worker_nodes
     assert set(Counter(e.id for e in episodes(tmp_path / "run")).values()) == {1}
     assert_same((tmp_path / "run", rows), plain)
 
 
 def test_a_dead_cluster_is_one_line_and_the_run_goes_on_without_it(cluster, plain, tmp_path):
-    mark, out = tmp_path / "mark", tmp_path / "run"
+    out = tmp_path / "run"
     kill = partial(cluster.head_node.kill_all_processes, check_alive=False, allow_graceful=False)
-    dies = once_there(mark, kill)
+    dies = once_there(tmp_path / "hurt", kill)
     config = over(cluster, out, ray_workers=1, ray_timeout_s=3.0)
     address = cluster.address
     with pytest.raises(ClusterLost) as raised:
-        run(config, partial(Told, mark=str(mark)))
+        run(config, partial(Told, folder=str(tmp_path), head=""))
     dies.join(60)
     code, line = describe(raised.value)
     assert code == INFRASTRUCTURE and address in line and "--resume" in line
