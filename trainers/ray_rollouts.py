@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from turnwise.agents.engines.functional import base_model
-from turnwise.agents.faults import in_one_line, log
+from turnwise.agents.faults import MOST, in_one_line, log
 from turnwise.agents.jobs import Job
 from turnwise.agents.watchdog import given_up
 from turnwise.envs.types import Episode, Task
@@ -73,6 +73,21 @@ class Round:
         for job in jobs:
             by_group.setdefault(job.group, []).append(job)
         self.todo.extend(by_group.items())
+
+    def share(self, count: int) -> dict[str, list[Job]]:
+        """Return what one of `count` workers is to play.
+
+        A group that has cost a worker is played alone: it may be the one that ends them.
+        """
+        share: dict[str, list[Job]] = {}
+        for _ in range(-(-len(self.todo) // count)):
+            if share and self.lost[self.todo[0][0]]:
+                break
+            name, jobs = self.todo.popleft()
+            share[name] = jobs
+            if self.lost[name]:
+                break
+        return share
 
     def take(self, episodes: Sequence[Episode]) -> None:
         """Take the whole group that `episodes` are, unless it was taken before."""
@@ -156,8 +171,7 @@ class RayRollouts:
         idle = [worker for worker in self.workers if worker.waited is None]
         shares = len([worker for worker in self.workers if worker.opening is not None]) + len(idle)
         for worker in idle:
-            size = -(-len(round.todo) // shares)
-            worker.held = dict(round.todo.popleft() for _ in range(size))
+            worker.held = round.share(shares)
             shares -= 1
             if worker.held:
                 jobs = [job for some in worker.held.values() for job in some]
@@ -311,6 +325,7 @@ def over_ray(attempts: Attempts, trainee: Trainee) -> Attempts:
 
 
 def _last_line(error: Exception) -> str:
-    """Return the type of an exception of Ray's and the line that tells; above it is a traceback."""
+    """Return the type of an exception of Ray's and the line that tells; above is a traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+    told, _, _ = (lines or [""])[-1].partition(" Worker exit type")
+    return f"{type(error).__name__}: {told[:MOST]}"
