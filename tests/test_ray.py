@@ -185,11 +185,14 @@ def test_a_node_that_is_lost_in_mid_run_costs_nothing_and_repeats_nothing(cluste
     assert_same((tmp_path / "run", rows), plain)
 
 
-def test_a_dead_cluster_is_one_line_and_the_run_goes_on_without_it(cluster, plain, tmp_path):
+def test_a_dead_cluster_is_one_line_and_the_run_goes_on_without_it(
+    cluster, plain, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ray_rollouts, "HEAD_S", 3.0)
     out = tmp_path / "run"
     kill = partial(cluster.head_node.kill_all_processes, check_alive=False, allow_graceful=False)
     dies = once_there(tmp_path / "hurt", kill)
-    config = over(cluster, out, ray_workers=1, ray_timeout_s=3.0)
+    config = over(cluster, out, ray_workers=1)
     address = cluster.address
     with pytest.raises(ClusterLost) as raised:
         run(config, partial(Told, folder=str(tmp_path), head=""))
@@ -205,7 +208,7 @@ def test_a_dead_cluster_is_one_line_and_the_run_goes_on_without_it(cluster, plai
 # Without one
 
 
-WITHOUT = {"ray_address": "", "ray_workers": 2, "ray_timeout_s": 300.0}
+WITHOUT = {"ray_address": "", "ray_workers": 2}
 
 
 def test_an_address_at_which_nobody_listens_is_one_line_at_once(tmp_path):

@@ -100,14 +100,13 @@ class Cluster:
         here = pinned.NodeAffinitySchedulingStrategy(self.node, soft=False)
         options = actor_options(resources) | {"scheduling_strategy": here}
         self._place = self.ray.remote(_Place).options(**options).remote()
-        with self.named():
-            opened = self._place.opened.remote()
-            if not self.ray.wait([opened], timeout=timeout_s)[0]:
-                raise ClusterLost(
-                    f"this node has no room for ray_learner_resources {dict(resources)} within "
-                    f"{timeout_s:g} s: {self.offers()}"
-                )
-            self.ray.get(opened, timeout=timeout_s)
+        try:
+            self.ray.get(self._place.opened.remote(), timeout=timeout_s)
+        except self.ray.exceptions.RayError as error:
+            raise ClusterLost(
+                f"this node has no room for ray_learner_resources {dict(resources)}: "
+                f"{self.offers()}; start it with more, or lower them"
+            ) from error
 
     def offers(self) -> str:
         """Return in words what the cluster has, as far as it tells."""
