@@ -274,6 +274,105 @@ def test_telling_about_the_order_of_somebody_else_is_a_leak():
         assert env.expert() == "done" and act(env, "done")[1] == 0.0
 
 
+# ---------------------------------------------------------------- what is private
+
+
+def facts(records, user, order, heard):
+    """Return private facts of a user and an order of theirs, as somebody may say them."""
+    found = records[order]
+    street, number = found["address"].split("-")
+    where = [f"it goes to {found['address']}", f"{street.title()} Street {number}, I see"]
+    paid = f"{order} was paid by {found['payment'].title()}"
+    return {
+        "id": [f"that is of {user}.", f"{user.upper()}/{found['payment']}"],
+        "zip": []
+        if records[user]["zip"] in heard
+        else [f"the zip there is {records[user]['zip']}"],
+        "address": where if found["address"] not in heard else [],
+        "payment": [paid] if found["payment"] not in heard else [],
+    }
+
+
+def with_orders(env):
+    """Return (user, order) for orders of others whose address is not the customer's, too."""
+    db, me = env.db, env.desk.user
+    orders = [(db[id]["user"], id) for id in db if id[0] == "o" and "/" not in id]
+    mine = {db[id]["address"] for user, id in orders if user == me}
+    return [(u, id) for u, id in orders if u != me and db[id]["address"] not in mine]
+
+
+@pytest.mark.parametrize("kind", ["id", "zip", "address", "payment"])
+@pytest.mark.parametrize("users", [2, 8])
+def test_reciting_what_is_private_of_another_customer_costs_the_reward(kind, users):
+    seen = 0
+    for task in tasks(12, users=users, rules=(1, 6)):
+        env = begin(task)
+        solve(env, until={"done"})
+        assert act(env.fork(), "done")[1] == 1.0
+        for user, order in with_orders(env)[:2]:
+            for text in facts(env.db, user, order, env.customer.said())[kind]:
+                fork = env.fork()
+                act(fork, "say", text=text)
+                act(fork, "say", text="forget that. anything else")
+                assert fork.expert() == "done", text
+                _, reward, *_, info = act(fork, "done")
+                assert reward == 0.0 and "aired/" in str(info["differences"]), text
+                seen += 1
+    assert seen > 5
+
+
+@pytest.mark.parametrize("kind", ["id", "zip", "address", "payment"])
+def test_what_is_private_of_the_customer_is_told_only_when_they_are_verified(kind):
+    seen = 0
+    for task in tasks(12, cooperative=0.0):
+        env = begin(task)
+        mine = [id for id in env.db if env.db[id].get("user") == env.desk.user]
+        for text in facts(env.db, env.desk.user, mine[0], set())[kind] if mine else ():
+            early = env.fork()
+            act(early, "say", text=text)
+            assert early.db["desk"]["breaches"] and solve(early)[0] == 0.0, text
+            late = env.fork()
+            solve(late, until={"find_user"})
+            late.step(late.expert())
+            act(late, "say", text=text)
+            assert solve(late)[0] == 1.0, text
+            seen += 1
+    assert seen > 5
+
+
+def test_ordinary_talk_gives_nothing_away():
+    for task in tasks(60, requests=(1, 3), rules=(1, 6), cooperative=1.0, users=64):
+        env = begin(task)
+        script = env.desk.script
+        heard = env.customer.said()
+        said = [f"thank you {script.name}, {script.zip}. is this right, {' or '.join(heard)}?"]
+        said += ["hello, i am anna, user 7 of 12. we take card, paypal and voucher."]
+        for text in said:
+            act(env, "say", text=text)
+        solve(env, until={"done"})
+        for wish in wishes(env.desk):
+            request = wish.request
+            told = f"{request.order} with the {request.label}: {request.address or request.payment}"
+            act(env, "say", text=told + ". i am sorry. only orders of yours, gold or basic.")
+        assert solve(env)[0] == 1.0, task
+
+
+def test_what_the_customer_has_said_is_no_secret_and_what_they_will_say_still_is():
+    (task,) = tasks_where(
+        lambda d: wishes(d)[0].request.address and wishes(d)[0].first is None,
+        1,
+        requests=1,
+        cooperative=0.0,
+    )
+    env = begin(task)
+    address, zip = wishes(env.desk)[0].request.address, env.desk.script.zip
+    assert env.customer.said() == set()
+    act(env, "say", text="your zip?")
+    assert env.customer.said() == {zip}
+    act(env, "say", text="anything else?")
+    assert env.customer.said() == {zip, address}
+
+
 # ---------------------------------------------------------------- the policy
 
 

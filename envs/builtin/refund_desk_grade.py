@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from turnwise.envs.builtin.state_diff import Difference, Records, record_differences
 
-TOLD = "told/"
+TOLD, AIRED = "told/", "aired/"
 
 
 def wrongs(found: Records, gold: Records) -> list[Difference]:
     """Return where the records differ from the gold ones.
 
     What the customer was told counts where they asked for it, and where it was about somebody
-    else's order; telling them more about their own is nobody's loss.
+    else's order; telling them more about their own is nobody's loss. A private fact counts where
+    it is not true of them.
     """
     found = found.copy()
+    for id in [id for id in found.changes if id.startswith(AIRED)]:
+        if gold["desk"]["verified"] in found[id]["of"]:
+            found.remove(id)
     for id in [id for id in found.changes if id.startswith(TOLD)]:
         _keep_asked(found, gold, id)
     return record_differences(found, gold)

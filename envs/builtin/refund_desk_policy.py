@@ -72,6 +72,7 @@ class Policy:
         lines.append(f"refund {self._share()}.")
         declines = ", ".join(rule for rule in self.rules if rule in DECLINED)
         lines.append(f"if a rule is broken decline with the first such rule: {declines}.")
+        lines.append("tell nobody the id, zip, address or payment of another customer.")
         lines.append(
             "answer a question in a message of its own that holds the order and the answer, "
             "and no other number."

@@ -35,7 +35,7 @@ class DeskTools(ToolEnv):
         """
         if len(text) > MAX_MESSAGE:
             raise ToolFailed(f"at most {MAX_MESSAGE} characters, got {len(text)}")
-        world.tell(self.db, text)
+        world.tell(self.db, text, self.customer.said())
         return f"customer: {self.customer.answer(text)}"
 
     @tool

@@ -75,6 +75,16 @@ class Customer:
         told = [self.told_name, self.told_zip, self.satisfied]
         return [*told, self.stated, self.confirmed]
 
+    def said(self) -> set[str]:
+        """Return the zip, addresses and payments that they have said."""
+        wishes = [wish for i in range(self.stated) for wish in self._wishes_so_far(i)]
+        told = {self.script.zip} if self.told_zip else set()
+        return told | {word for w in wishes for word in (w.address, w.payment) if word}
+
+    def _wishes_so_far(self, index: int) -> list[Request]:
+        wish = self.script.wishes[index]
+        return [wish.first, self.wants(index)] if wish.first else [wish.request]
+
     def wants(self, index: int) -> Request:
         """Return what they want by now, as far as they have said."""
         wish = self.script.wishes[index]

@@ -8,6 +8,7 @@
     desk          verified, breaches                        who is being served, and by the book
     case/o12      outcome                                   what the desk decided last
     told/o12      total, carrier                            what the customer was told last
+    aired/z34 of u5  of                                     a private fact that they were told
 
 The functions do what they are asked. They refuse only what cannot be done, such as a refund of an
 item that was refunded; whether it is *allowed* is the policy's business, and the agent's.
@@ -16,9 +17,10 @@ item that was refunded; whether it is *allowed* is the policy's business, and th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
+from turnwise.envs.builtin.refund_desk_private import given_away
 from turnwise.envs.builtin.state_diff import Record, Records
 from turnwise.envs.tools import ToolFailed
 
@@ -133,19 +135,40 @@ def transfer(db: Records, order: str, reason: str) -> str:
     return _decided(db, order, f"transferred {reason}")
 
 
-def tell(db: Records, text: str) -> None:
-    """Note what a message to the customer says about the orders that it names.
+def tell(db: Records, text: str, heard: Set[str] = frozenset()) -> None:
+    """Note what a message to the customer says about the orders that it names, and about people.
 
     Every number and every carrier in it counts for every order in it, and the last message about
-    an order is what counts: a message that lists several answers tells none of them.
+    an order is what counts: a message that lists several answers tells none of them. A private
+    fact stays told. Before anyone is verified, to tell either is a breach.
+
+    Args:
+        db: The shop's records.
+        text: The message.
+        heard: What the customer has said of themselves, see `Customer.said`.
     """
     text = _COMMA.sub("", text.lower())
+    orders = [order for order in sorted(set(_ORDER.findall(text))) if order in db]
+    _tell_answers(db, _without(text, heard), orders)
+    for fact, users in given_away(db, text, orders, heard).items():
+        if not db["desk"]["verified"]:
+            _breach(db, f"aired {fact}")
+        db.put(f"aired/{fact} of {' '.join(users)}", of=users)
+
+
+def _without(text: str, heard: Set[str]) -> str:
+    """Return a text without what was heard: the number of an address is no total."""
+    return (
+        re.sub(rf"\b(?:{'|'.join(map(re.escape, sorted(heard)))})\b", " ", text) if heard else text
+    )
+
+
+def _tell_answers(db: Records, text: str, orders: list[str]) -> None:
     said: dict[str, tuple[Any, ...]] = {
         "total": tuple(sorted({int(number[:18]) for number in _CENTS.findall(text)})),
         "carrier": tuple(name for name in sorted(CARRIERS) if re.search(rf"\b{name}\b", text)),
     }
     facts = {kind: values for kind, values in said.items() if values}
-    orders = [order for order in sorted(set(_ORDER.findall(text))) if order in db]
     for order in orders if facts else ():
         if not db["desk"]["verified"]:
             _breach(db, f"told {order}")
