@@ -2,12 +2,13 @@
 
 python := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vllm lint clean
+.PHONY: help setup demo test test-vllm test-ray lint clean
 
 help:
 	@echo "make demo    train, evaluate and replay an agent; ends with runs/demo/report.html"
 	@echo "make test    run the tests"
 	@echo "make test-vllm  install vLLM's CPU build beside, train through it (3 GB, 15 minutes)"
+	@echo "make test-ray   install Ray, run on a cluster of processes (70 MB, minutes)"
 	@echo "make lint    check style, formatting and types"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 
@@ -22,6 +23,10 @@ test: setup
 
 test-vllm: setup
 	@bash scripts/test_vllm.sh
+
+test-ray: setup
+	@$(python) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	@TURNWISE_RAY_TESTS=1 OMP_NUM_THREADS=1 $(python) -m pytest -q tests/test_ray.py
 
 lint: setup
 	@$(python) -m ruff check .
