@@ -10,7 +10,7 @@ from boxes import need_bubblewrap
 from turnwise.envs.builtin import repo_world
 from turnwise.envs.builtin.repo_files import is_test, modules, read_folder, without_tests
 from turnwise.envs.builtin.repo_guard import objection
-from turnwise.envs.builtin.repo_repair import Mutant, RepoBug, RepoRepair
+from turnwise.envs.builtin.repo_repair import Mutant, RepoBug, RepoRepair, _shown
 from turnwise.envs.builtin.repo_sample import FILES
 from turnwise.envs.builtin.repo_suite import Folder, _by_command
 from turnwise.envs.builtin.repo_world import UnfitRepo, split_of
@@ -121,6 +121,18 @@ def colours(tmp_path):
         "    def test_yiq_back(self):\n"
         "        for rgb in ((0.5, 0.25, 0.75), (0.1, 0.9, 0.4)):\n"
         "            self.near(colours.yiq_to_rgb(*colours.rgb_to_yiq(*rgb)), rgb)\n\n"
+        "    def test_hsv_alone(self):\n"
+        "        self.near(colours.hsv_to_rgb(0.39583, 0.88889, 0.9), (0.1, 0.9, 0.4))\n"
+        "        self.near(colours.hsv_to_rgb(0.75, 0.66667, 0.75), (0.5, 0.25, 0.75))\n"
+        "        self.near(colours.hsv_to_rgb(0.08333, 1, 1), (1, 0.5, 0))\n\n"
+        "    def test_hls(self):\n"
+        "        self.near(colours.rgb_to_hls(0.5, 0.25, 0.75), (0.75, 0.5, 0.5))\n"
+        "        self.near(colours.hls_to_rgb(0.75, 0.5, 0.5), (0.5, 0.25, 0.75))\n"
+        "        self.near(colours.rgb_to_hls(0.1, 0.9, 0.4), (0.3958, 0.5, 0.8))\n"
+        "        self.near(colours.hls_to_rgb(0.3958, 0.5, 0.8), (0.1, 0.9, 0.4))\n\n"
+        "    def test_yiq(self):\n"
+        "        self.near(colours.rgb_to_yiq(0.5, 0.25, 0.75), (0.38, -0.0111, 0.2093))\n"
+        "        self.near(colours.yiq_to_rgb(0.38, -0.0111, 0.2093), (0.5, 0.25, 0.75))\n\n"
         "    def test_nothing_to_do_with_it(self):\n"
         "        self.assertEqual(1, 1)\n"
     )
@@ -146,6 +158,23 @@ def hidden_task(env):
         if len(env.shown) < len(bug_of(task).failing):
             return task
     raise AssertionError("no test is hidden in any task")
+
+
+def test_every_bug_is_seen_by_a_test_that_is_shown_and_by_one_that_is_not(repair):
+    env = repair(per_function=2)
+    for task in [task for split in env.splits for task in env.tasks(split)]:
+        begin(env, task)
+        failing = set(bug_of(task).failing)
+        assert env.shown and set(env.shown) < failing, task
+        assert not (failing - set(env.shown)) & set(env._visible)
+
+
+@pytest.mark.parametrize("hide", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_tests_are_hidden_with_all_their_parameters(hide):
+    names = ("a.py::test_x[1]", "a.py::test_x[2]", "a.py::test_y")
+    shown = _shown(Mutant("a.py", "f", "", 0, 0, "", 1, "train", names), hide)
+    assert ({*shown} == {*names}) == (hide == 0.0)
+    assert {*shown} in ({*names}, {*names[:2]}, {*names[2:]})
 
 
 def test_half_of_the_tests_that_see_a_bug_are_not_to_be_read(repair):
@@ -395,6 +424,9 @@ def test_a_task_of_another_folder_is_refused(repair, colours):
         ({"a.py": "x = 1\n", "tests/test_a.py": "def test_a(): pass\n"}, "python3 -m pytest"),
         ({"a.py": "x = 1\n", "test_a.py": "import unittest\n\n\nclass A(unittest.TestCase):\n"
           "    def test_a(self):\n        pass\n"}, "no mutant is seen"),
+        ({"a.py": "def f(n):\n    return n + 1\n", "test_a.py": "import unittest\nimport a\n\n\n"
+          "class A(unittest.TestCase):\n    def test_a(self):\n"
+          "        self.assertEqual(a.f(1), 2)\n"}, "one to be shown and one to be hidden"),
     ],
 )  # fmt: skip
 def test_a_folder_that_offers_no_tasks_says_why(repair, tmp_path, files, says):
@@ -452,6 +484,9 @@ def test_a_test_file_loses_only_the_tests_that_are_named():
     assert [n.name for n in ast.walk(ast.parse(left)) if isinstance(n, ast.FunctionDef)] == [
         "test_b"
     ]
+    assert "test_c" not in without_tests(
+        source.replace("def test_c", "async def test_c"), {"test_c"}
+    )
     assert "class A(T):\n    pass\n" in without_tests(source, {"A.test_a", "A.test_b"})
 
 

@@ -13,6 +13,7 @@ from turnwise.envs.seeds import derive
 
 LEFT_OUT = {"__pycache__", "node_modules", "venv", "build", "dist", "htmlcov"}
 MAX_FILES, MAX_BYTES = 2000, 16 << 20
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MAX_MODULE = 200_000
 """Characters of a module that bugs are put into."""
 
@@ -124,7 +125,7 @@ def _spans(node: ast.AST, prefix: str, names: set[str]) -> list[tuple[int, int, 
     for child in body if isinstance(body, list) else []:
         if isinstance(child, ast.ClassDef):
             found += _spans(child, f"{prefix}{child.name}.", names)
-        elif isinstance(child, ast.FunctionDef) and f"{prefix}{child.name}" in names:
+        elif isinstance(child, FUNCTIONS) and f"{prefix}{child.name}" in names:
             first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
             found.append((first, child.end_lineno or first, False))
     if found and len(found) == len(body) and prefix:

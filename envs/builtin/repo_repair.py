@@ -1,7 +1,7 @@
 """RepoRepair: mend a bug in a real package, a folder that you point at.
 
-Bugs are put into its functions; only those are used that its own tests see. What is submitted is
-judged in a fresh box, from the folder's own files and the modules that were edited.
+Bugs are put into its functions; only those are used that at least two of its own tests see. What
+is submitted is judged in a fresh box, from the folder's own files and the modules that were edited.
 
 The tests run beside the code that they test, as the folder's author wrote them, and no process can
 judge itself for certain. So an edit may add only what is known to be harmless (see `repo_guard`,
@@ -24,7 +24,7 @@ from turnwise.envs.builtin.repo_files import read_folder, texts, without_tests
 from turnwise.envs.builtin.repo_guard import objection
 from turnwise.envs.builtin.repo_sample import FILES
 from turnwise.envs.builtin.repo_suite import Folder, Results
-from turnwise.envs.builtin.repo_world import Mutant, Repo, UnfitRepo, explore
+from turnwise.envs.builtin.repo_world import Mutant, Repo, UnfitRepo, explore, test_function
 from turnwise.envs.knobs import count, within
 from turnwise.envs.seeds import derive
 from turnwise.envs.tools import ToolFailed, tool
@@ -51,7 +51,8 @@ class RepoRepair(Mend):
     """A package with a bug in one function, found by some of its own tests.
 
     Reward: 1 if all its tests pass in a fresh box, also those that were taken out of the files
-    that the agent can read; else 0.
+    that the agent can read; else 0. Each bug is seen by at least one test that is shown and, unless
+    `hide` is 0, by one that is not: an answer made for the shown input alone earns 0.
 
     Args:
         repo: the folder; a small sample package without it. Hidden files (`.git`) are left out.
@@ -61,7 +62,8 @@ class RepoRepair(Mend):
         timeout_s: of one run of the suite.
         per_function: mutants of each function, at most.
         max_functions: functions to put bugs into, at most.
-        hide: share of the tests that see the bug which the agent cannot read; one is always shown.
+        hide: share of the tests that see the bug which the agent cannot read: at least one of them,
+            but never all; with 0 none.
         options: see `Mend`.
 
     Example:
@@ -228,8 +230,11 @@ def _fields(mutant: Mutant) -> dict[str, Any]:
 
 def _shown(mutant: Mutant, hide: float) -> list[str]:
     """Return the failing tests that the agent may read, by name."""
-    order = sorted(mutant.failing, key=lambda name: derive("shown", mutant.function, name))
-    return sorted(order[: max(1, len(order) - int(len(order) * hide))])
+    functions = {test_function(name) for name in mutant.failing}
+    order = sorted(functions, key=lambda name: derive("shown", mutant.function, name))
+    hidden = max(1, int(len(order) * hide)) if hide else 0
+    shown = set(order[: max(1, len(order) - hidden)])
+    return sorted(name for name in mutant.failing if test_function(name) in shown)
 
 
 def _local(test: str, path: str) -> str:
@@ -238,7 +243,7 @@ def _local(test: str, path: str) -> str:
         return ""
     if "::" in test:
         file, _, name = test.partition("::")
-        return name.split("[")[0].replace("::", ".") if file == path else ""
+        return test_function(name).replace("::", ".") if file == path else ""
     module = ".".join(PurePosixPath(path).with_suffix("").parts)
     return test[len(module) + 1 :] if test.startswith(f"{module}.") else ""
 

@@ -22,12 +22,15 @@ from turnwise.envs.seeds import derive
 from turnwise.envs.types import digest
 from turnwise.sandboxes.base import Sandbox
 
-VERSION = 2
+VERSION = 3
 """Of what is kept on disk; raise it when mutants or the way they are run change."""
 SHARES = (*["train"] * 6, *["dev"] * 2, *["test"] * 2)
 """Of ten classes of functions, by hash, the split of each: no two splits share a function."""
 TRIES = 3
 """Mutations of a function that are tried for each one that is wanted."""
+MIN_FAILING = 2
+"""Tests that see a bug, parametrized ones counted once: one is shown, and one is not, so that to
+know the shown one by heart is no help."""
 RUNS = 2
 """Of the clean suite: a test that does not pass in each is left out."""
 
@@ -73,6 +76,11 @@ def split_of(path: str, function: str) -> str:
     return SHARES[derive("split", path, function) % len(SHARES)]
 
 
+def test_function(test: str) -> str:
+    """Return a test's name without its parameters: they cannot be hidden one by one."""
+    return test.partition("[")[0]
+
+
 def content_hash(files: Mapping[str, bytes]) -> str:
     """Return 16 hex digits over paths and contents."""
     return digest({path: hashlib.sha256(data).hexdigest() for path, data in files.items()})
@@ -101,7 +109,7 @@ def explore(
         max_functions: no more functions are looked at once so many have mutants.
 
     Raises:
-        UnfitRepo: no test passes in the clean folder, or no mutant is seen by one.
+        UnfitRepo: no test passes in the clean folder, or no mutant is seen by two.
         SandboxError: the machine failed.
     """
     bounds = [command, per_function, max_functions, timeout_s, VERSION]
@@ -142,7 +150,9 @@ def _search(
                 broken = {**files, path: apply(sources[path], [mutation]).encode()}
                 results = folder.run(broken, command, timeout_s)
                 failing = [name for name in passing if results.get(name, "gone")]
-                if failing and len(results) >= len(passing):  # else it hangs or does not import
+                seen_by = len({test_function(name) for name in failing})
+                # With fewer results than tests it hangs or does not import.
+                if seen_by >= MIN_FAILING and len(results) >= len(passing):
                     accepted.append((mutation, failing))
                 if len(accepted) == bounds[1]:
                     break
@@ -151,7 +161,10 @@ def _search(
             mutants += [_mutant(path, split, *one) for one in accepted]
             folder.run(files, command, timeout_s)
     if not mutants:
-        raise UnfitRepo("no mutant is seen by a test that passes; the folder needs more tests")
+        raise UnfitRepo(
+            f"no mutant is seen by {MIN_FAILING} tests that pass, one to be shown and one to be "
+            "hidden; the folder needs more tests"
+        )
     return {"passing": passing, "mutants": mutants}
 
 
