@@ -25,7 +25,7 @@ class Times(CodeEnv):
 
     Task = Factor
     backend = "bubblewrap"
-    limits = Limits(memory_mb=96, pids=24, disk_mb=4, wall_s=5.0)
+    limits = Limits(memory_mb=96, pids=24, disk_mb=4, wall_s=20.0)
     max_turns = 3
 
     def tasks(self, split):

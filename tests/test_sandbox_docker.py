@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -480,15 +481,13 @@ def test_an_engine_that_cannot_hold_a_limit_is_not_used(lack):
 def make_image():
     """A function that builds an image on top of the base, removed at the end."""
     need_docker()
-    made = []
+    made, mine = [], f"turnwise/test-{secrets.token_hex(4)}"  # another worker may build some, too
 
     def make(*lines):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "Dockerfile")
             file.write_text("\n".join([f"FROM {docker_image.BASE_IMAGE}", *lines]))
-            made.append(
-                build_image(f"turnwise/test-{len(made)}", dockerfile=file, say=lambda line: None)
-            )
+            made.append(build_image(f"{mine}-{len(made)}", dockerfile=file, say=lambda line: None))
         return made[-1]
 
     yield make

@@ -138,9 +138,9 @@ class TrainConfig:
     on this machine that ends with the run."""
     ray_workers: int = 2
     """Workers that share the groups of every step."""
-    ray_worker_resources: str = '{"num_cpus": 1}'
-    """JSON object of what Ray keeps for each worker: num_cpus, num_gpus, memory (bytes), or names
-    of your own, as '{"num_gpus": 1, "fast_disk": 1}'. With a GPU it plays on that."""
+    ray_worker_resources: str = "{}"
+    """JSON object of what Ray keeps for each worker, a core without any: num_cpus, num_gpus, memory
+    (bytes), or names of your own, as '{"num_gpus": 1, "fast_disk": 1}'. With a GPU it plays on that."""
     ray_learner_resources: str = "{}"
     """JSON object of what Ray is to keep for the learner on the node where it was started."""
     ray_timeout_s: float = 300.0
@@ -229,7 +229,8 @@ class TrainConfig:
 
     def worker_resources(self) -> dict[str, float]:
         """Return `ray_worker_resources` as a dict."""
-        return _resources("ray_worker_resources", self.ray_worker_resources)
+        found = _resources("ray_worker_resources", self.ray_worker_resources)
+        return found or {"num_cpus": 1}
 
     def learner_resources(self) -> dict[str, float]:
         """Return `ray_learner_resources` as a dict."""
