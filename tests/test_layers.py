@@ -18,7 +18,7 @@ ALLOWED = {
     "sandboxes": {"docker", "httpx", "starlette", "uvicorn"},
     "envs": {"gymnasium", "numpy", "minigrid", "playwright"},
     "agents": {"numpy", "httpx", "uvicorn", "safetensors", "vllm"},
-    "trainers": {"numpy", "rich", "jinja2", *HEAVY},
+    "trainers": {"numpy", "rich", "jinja2", "ray", *HEAVY},
     "cli": {"rich", "tyro", "torch"},
 }
 """Third-party packages; those of an extra only inside functions (see below)."""

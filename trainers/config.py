@@ -130,6 +130,21 @@ class TrainConfig:
     """Keep no activations inside the layers, and compute them again in the backward pass."""
     rank_timeout_s: float = 1800.0
     """How long a process waits for the others at one place before it gives the run up."""
+    ray: bool = False
+    """Play on workers of a Ray cluster, each with an engine of its own; the learner stays here. See
+    docs/scaling.md."""
+    ray_address: str = ""
+    """HOST:PORT of a cluster that runs, or `auto`; by default what RAY_ADDRESS says, else a cluster
+    on this machine that ends with the run."""
+    ray_workers: int = 2
+    """Workers that share the groups of every step."""
+    ray_worker_resources: str = '{"num_cpus": 1}'
+    """JSON object of what Ray keeps for each worker: num_cpus, num_gpus, memory (bytes), or names
+    of your own, as '{"num_gpus": 1, "fast_disk": 1}'. With a GPU it plays on that."""
+    ray_learner_resources: str = "{}"
+    """JSON object of what Ray is to keep for the learner on the node where it was started."""
+    ray_timeout_s: float = 300.0
+    """How long to wait for a first worker, and for new ones where all are lost."""
 
     def __post_init__(self) -> None:
         if self.group_size < 2:
@@ -161,6 +176,7 @@ class TrainConfig:
         if self.rank_timeout_s <= 0:
             raise ValueError(f"rank_timeout_s must be above 0, got {self.rank_timeout_s}")
         self._require_importance()
+        self._require_ray()
         if self.recall is not None:
             checked_recall(self.recall)
         for name in ("lora_rank", "checkpoint_every", "pipeline_depth", "retries"):
@@ -182,6 +198,42 @@ class TrainConfig:
                 f"importance {self.importance!r} compares recomputed log-probabilities with the "
                 "engine's: set correct_mismatch, too"
             )
+
+    def _require_ray(self) -> None:
+        """Refuse what workers of Ray do not go with, and their settings where there are none."""
+        names = [option.name for option in dataclasses.fields(self)]
+        ours = {name: getattr(self, name) for name in names if name.startswith("ray_")}
+        changed = [name for name, value in ours.items() if value != getattr(TrainConfig, name)]
+        if changed and not self.ray:
+            raise ValueError(
+                f"{changed[0]} {ours[changed[0]]!r} is for workers of Ray: set ray, too"
+            )
+        self.worker_resources(), self.learner_resources()
+        if self.ray_workers < 1 or self.ray_timeout_s <= 0:
+            raise ValueError(
+                "ray_workers must be at least 1 and ray_timeout_s above 0, got "
+                f"{self.ray_workers} and {self.ray_timeout_s}"
+            )
+        if "://" in self.ray_address:
+            raise ValueError(
+                f"ray_address is HOST:PORT of the cluster's head, got {self.ray_address!r}: start "
+                "the run on a node of the cluster"
+            )
+        alone = ("" if self.engine == "embedded" else self.engine, self.processes)
+        if self.ray and (*alone, self.pipeline_depth) != ("", 1, 0):
+            raise ValueError(
+                "workers of Ray have an engine each, and play for one learner that plays and "
+                "learns by turns: leave engine, processes and pipeline_depth at their defaults, or "
+                f"ray out; got {self.engine!r}, {self.processes} and {self.pipeline_depth}"
+            )
+
+    def worker_resources(self) -> dict[str, float]:
+        """Return `ray_worker_resources` as a dict."""
+        return _resources("ray_worker_resources", self.ray_worker_resources)
+
+    def learner_resources(self) -> dict[str, float]:
+        """Return `ray_learner_resources` as a dict."""
+        return _resources("ray_learner_resources", self.ray_learner_resources)
 
     def adapted(self, recipe: Recipe) -> Recipe:
         """Return the recipe with the pieces that this run exchanges."""
@@ -210,3 +262,12 @@ def _json_object(name: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be a JSON object, got {text!r}")
     return value
+
+
+def _resources(name: str, text: str) -> dict[str, float]:
+    """Return amounts by name. Raises ValueError: one of them is no number, or below 0."""
+    found = _json_object(name, text)
+    for resource, amount in found.items():
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or amount < 0:
+            raise ValueError(f"{name} holds numbers of 0 or more, got {resource}={amount!r}")
+    return found

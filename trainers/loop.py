@@ -38,6 +38,8 @@ from turnwise.trainers.model import add_lora, load_model, save_model
 from turnwise.trainers.off_policy import for_depth, staleness
 from turnwise.trainers.pacing import paced
 from turnwise.trainers.precision import PRECISIONS
+from turnwise.trainers.ray_cluster import ClusterLost
+from turnwise.trainers.ray_rollouts import over_ray
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe as recipe_named
 from turnwise.trainers.run_folder import RunFolder
@@ -53,7 +55,7 @@ from turnwise.trainers.watch import (
     rollout_metrics,
 )
 
-RESUMABLE = (TooManyLost, TrainingDiverged, RecordError)
+RESUMABLE = (TooManyLost, TrainingDiverged, RecordError, ClusterLost)
 """What ends a run between two steps: the last whole step is saved first."""
 
 
@@ -131,7 +133,8 @@ def train(
     Raises:
         UnknownEnv, UnknownRecipe, ModelNotFound, TokenizerMismatch, RunFolderError, OnPolicyOnly:
             before anything is played; the message says what to do.
-        TooManyLost, TrainingDiverged: in mid-run, after a checkpoint.
+        MissingExtra: `ray` is set and Ray is not installed.
+        TooManyLost, TrainingDiverged, ClusterLost: in mid-run, after a checkpoint.
         RankFailed, RankLost: of several processes another one failed, or is gone.
     """
     ranks.join(config.processes, config.rank_timeout_s)
@@ -154,6 +157,7 @@ def train(
     )
     attempts = paced(Attempts(config, recipe, make_env, env, trainee.policy), trainee)
     rounds = Rounds.of(config, trainee, make_env, env, recipe, tutor)
+    attempts = over_ray(attempts, trainee)
     folder = open_folder(config.out, config.to_json(), resume=config.resume)
     alarms, first = Alarms(), 0
     if folder.resumed is not None:

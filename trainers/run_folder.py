@@ -27,6 +27,8 @@ MAY_CHANGE = frozenset(
     | {"retries", "reply_timeout_s", "stall_timeout_s"}
     | {"processes", "shard", "checkpoint_activations", "rank_timeout_s"}
     | {"engine", "engine_sync", "engine_route", "engine_tolerance"}
+    | {"ray", "ray_address", "ray_workers", "ray_timeout_s"}
+    | {"ray_worker_resources", "ray_learner_resources"}
 )
 """Settings that a resumed run may change; any other would make it a different run."""
 _UNWRITTEN = (OSError, RuntimeError, SafetensorError)
