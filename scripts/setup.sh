@@ -113,7 +113,7 @@ make_venv() {
 install_packages() {
     install_torch
     say "[3/4] turnwise and what it needs"
-    pip_install -c constraints.txt -e '.[train,babyai,browser,docker,remote,dev]'
+    pip_install -c constraints.txt -e '.[train,babyai,browser,docker,remote,ray,dev]'
 }
 
 install_bubblewrap() {

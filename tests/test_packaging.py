@@ -128,7 +128,7 @@ def test_the_constraints_lie_within_the_ranges_and_name_no_place():
     assert all(re.fullmatch(r"[\d.a-z]+", pin) for pin in PINS.values())
 
 
-EXTRAS = ("train", "babyai", "browser", "docker", "remote", "dev")
+EXTRAS = ("train", "babyai", "browser", "docker", "remote", "ray", "dev")
 """What scripts/setup.sh installs."""
 
 
