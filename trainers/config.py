@@ -140,7 +140,7 @@ class TrainConfig:
     """Workers that share the groups of every step."""
     ray_worker_resources: str = "{}"
     """JSON object of what Ray keeps for each worker, a core without any: num_cpus, num_gpus, memory
-    (bytes), or names of your own, as '{"num_gpus": 1, "fast_disk": 1}'. With a GPU it plays on that."""
+    (bytes), or names of your own, as '{"num_gpus": 1, "fast_disk": 1}'. It plays on its GPU."""
     ray_learner_resources: str = "{}"
     """JSON object of what Ray is to keep for the learner on the node where it was started."""
     ray_timeout_s: float = 300.0

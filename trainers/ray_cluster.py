@@ -11,8 +11,9 @@ import logging
 import math
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from turnwise.agents.engines.base import EngineError
@@ -22,6 +23,8 @@ from turnwise.trainers.config import TrainConfig
 
 LOCAL = "local"
 CONNECT_S = 5.0
+END_S = 10.0
+"""How long leaving may take."""
 _NAMED = ("num_cpus", "num_gpus", "memory")
 _VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0"}
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -69,6 +72,7 @@ class Cluster:
         context = self.ray.get_runtime_context()
         self.address, self.node = context.gcs_address, context.get_node_id()
         self._answered = time.monotonic()
+        """When its head last did."""
         try:
             self._keep(config.learner_resources(), config.ray_timeout_s)
         except BaseException:
@@ -118,20 +122,22 @@ class Cluster:
         plain = {name: n for name, n in sorted(amounts.items()) if ":" not in name}
         return f"the {len(nodes)} nodes of the cluster at {self.address} have {plain}"
 
-    def require(self, patience_s: float) -> None:
-        """Refuse to wait any longer for a head that has been silent for `patience_s`.
+    def answers(self, patience_s: float) -> bool:
+        """Return whether the head answers; whatever asks it anything waits for as long as it
+        does not.
 
         Raises:
-            ClusterLost: it has been.
+            ClusterLost: it has been silent for `patience_s`.
         """
-        why = silent(self.address)
+        why, now = silent(self.address), time.monotonic()
         if not why:
-            self._answered = time.monotonic()
-        elif (seconds := time.monotonic() - self._answered) > patience_s:
+            self._answered = now
+        elif (seconds := now - self._answered) > patience_s:
             raise ClusterLost(
                 f"the head of the Ray cluster at {self.address} has not answered for "
                 f"{seconds:.0f} s: {why}; go on from the newest checkpoint with --resume"
             )
+        return not why
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
@@ -150,15 +156,14 @@ class Cluster:
 
     def end(self, actor: Any) -> None:
         """Let an actor go, if it is still there."""
-        with contextlib.suppress(Exception):
-            self.ray.kill(actor)
+        _briefly(lambda: self.ray.kill(actor))
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends. Safe to call twice."""
         if self._place is not None:
             self.end(self._place)
         if self._ours:
-            self.ray.shutdown()
+            _briefly(self.ray.shutdown)
         self._place, self._ours = None, False
 
 
@@ -167,6 +172,18 @@ class _Place:
 
     def opened(self) -> None:
         """Return once it is there."""
+
+
+def _briefly(act: Callable[[], Any]) -> None:
+    """Call `act`, and leave it behind after a while: without a head, Ray would wait for one."""
+
+    def call() -> None:
+        with contextlib.suppress(Exception):
+            act()
+
+    calling = threading.Thread(target=call, daemon=True)
+    calling.start()
+    calling.join(END_S)
 
 
 def _variables(address: str) -> dict[str, str]:

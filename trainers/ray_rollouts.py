@@ -132,12 +132,15 @@ class RayRollouts:
         self.started = self.failed = 0
         self.none_since: float | None = time.monotonic()
         self.looked = 0.0
-        self.workers = [self._start() for _ in range(self.config.ray_workers)]
+        self.workers: list[Worker] = []
+        self._fill()
 
-    def _start(self) -> Worker:
-        self.started += 1
-        actor = self.make_actor.remote(self.kit)
-        return Worker(self.started, actor, actor.opened.remote())
+    def _fill(self) -> None:
+        """Start as many workers as are missing."""
+        while len(self.workers) < self.config.ray_workers:
+            self.started += 1
+            actor = self.make_actor.remote(self.kit)
+            self.workers.append(Worker(self.started, actor, actor.opened.remote()))
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
         """Play every job and yield the episodes of a group when all of them are over.
@@ -148,6 +151,8 @@ class RayRollouts:
         """
         round = Round(jobs)
         with self.cluster.named():
+            while not self.cluster.answers(self._patience):
+                time.sleep(LOOK_S)
             self._renew()
             while round.left:
                 self._hand_out(round)
@@ -157,6 +162,10 @@ class RayRollouts:
                     self._look(round)
                 yield from round.over
                 round.over = []
+
+    @property
+    def _patience(self) -> float:
+        return min(HEAD_S, self.config.ray_timeout_s)
 
     def _renew(self) -> None:
         """Put the learner's weights where workers fetch them, once per version."""
@@ -182,6 +191,7 @@ class RayRollouts:
         """Return those who have something to say; wait a little for the first."""
         waited = [worker for worker in self.workers if worker.waited is not None]
         if not waited:
+            time.sleep(LOOK_S / 10)
             return []
         ready, _ = self.ray.wait([worker.waited for worker in waited], timeout=LOOK_S)
         return [worker for worker in waited if worker.waited in ready]
@@ -210,7 +220,7 @@ class RayRollouts:
             round.take(episodes)
 
     def _lose(self, worker: Worker, round: Round, why: str) -> None:
-        """Have what it was asked for played elsewhere, and another started in its place."""
+        """Have what it was asked for played elsewhere; another is started at the next look."""
         self.cluster.end(worker.actor)
         self.failed += worker.opening is not None
         if self.failed >= TRIES * self.config.ray_workers:
@@ -221,14 +231,16 @@ class RayRollouts:
         held = f"; groups to be played again: {', '.join(worker.held)}" if worker.held else ""
         log.warning("worker %d%s of Ray is lost: %s%s", worker.number, where, why, held)
         round.again(worker.held, why)
-        self.workers[self.workers.index(worker)] = self._start()
+        self.workers.remove(worker)
         if all(worker.opening is not None for worker in self.workers):
             self.none_since = time.monotonic()
 
     def _look(self, round: Round) -> None:
         """Look at what gives no sign by itself: the head, workers that hang, places not found."""
         self.looked = now = time.monotonic()
-        self.cluster.require(min(HEAD_S, self.config.ray_timeout_s))
+        if not self.cluster.answers(self._patience):
+            return
+        self._fill()
         patience = self.config.ray_timeout_s
         if self.none_since is not None and now - self.none_since > patience:
             raise ClusterLost(
