@@ -8,7 +8,7 @@ help:
 	@echo "make demo    train, evaluate and replay an agent; ends with runs/demo/report.html"
 	@echo "make test    run the tests"
 	@echo "make test-vllm  install vLLM's CPU build beside, train through it (3 GB, 15 minutes)"
-	@echo "make test-ray   install Ray, run on a cluster of processes (70 MB, minutes)"
+	@echo "make test-ray   install Ray, run on a cluster of processes (245 MB, minutes)"
 	@echo "make lint    check style, formatting and types"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 
