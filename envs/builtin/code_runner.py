@@ -33,6 +33,8 @@ MAX_DEPTH = 20
 MEMORY_BYTES = 512 << 20
 """Address space of the program, most of which Python itself takes."""
 TICK_S = 0.01
+FOLDER = "/tmp/run"
+"""Where the program seems to be; nothing is written there."""
 ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
@@ -140,7 +142,51 @@ def play(request: Any, folder: str, say: Callable[[Any], object]) -> None:
     say(None)
 
 
-def child(request: Any, folder: str, pipe: int) -> NoReturn:
+class Spare:
+    """A process that waits for a program to run, and runs it once.
+
+    It is made while nobody waits: to make and to end one takes longer than most programs do.
+    """
+
+    def __init__(self) -> None:
+        asked, self.ask = os.pipe()
+        self.said, say = os.pipe()
+        self.pid, self.status = os.fork(), -1
+        if self.pid == 0:
+            os.close(self.ask)
+            os.close(self.said)
+            child(asked, say)
+        os.close(asked)
+        os.close(say)
+
+    def alive(self) -> bool:
+        """Whether it still waits; an earlier program's process, if it hid, can have ended it."""
+        return os.waitpid(self.pid, os.WNOHANG)[0] == 0
+
+    def run(self, request: bytes, wall_s: float) -> dict[str, str]:
+        """Have it run the program, end it; return the outcomes and how it came to its end."""
+        with contextlib.suppress(BrokenPipeError), open(self.ask, "wb") as pipe:
+            pipe.write(request)
+        text, ended = _listen(self.said, time.monotonic() + wall_s)
+        with contextlib.suppress(OSError):
+            os.killpg(self.pid, signal.SIGKILL)
+        if ended == "gone" and self._out_of_time():
+            ended = "late"
+        return {"said": text.decode("utf-8", "replace"), "ended": ended}
+
+    def _out_of_time(self) -> bool:
+        self.bury()
+        ends = (signal.SIGPROF, signal.SIGXCPU)
+        return os.WIFSIGNALED(self.status) and os.WTERMSIG(self.status) in ends
+
+    def bury(self) -> None:
+        """Wait until it is gone."""
+        if self.status < 0:
+            self.status = os.waitpid(self.pid, 0)[1]
+            os.close(self.said)
+
+
+def child(asked: int, say: int) -> NoReturn:
     """The process in which the program runs, and may do to itself what it likes."""
     try:
         os.setsid()
@@ -148,33 +194,21 @@ def child(request: Any, folder: str, pipe: int) -> NoReturn:
         for number in (0, 1, 2):
             os.dup2(null, number)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        with open(asked, "rb") as pipe:
+            request = json.loads(pipe.read())
         signal.setitimer(signal.ITIMER_PROF, request["cpu_s"])  # ends it; no load can hasten it
 
-        def say(value: Any) -> None:
-            os.write(pipe, json.dumps(value).encode() + b"\n")
+        def tell(value: Any) -> None:
+            os.write(say, json.dumps(value).encode() + b"\n")
 
-        play(request, folder, say)
+        play(request, FOLDER, tell)
     finally:
         os._exit(0)
 
 
-def run(request: Any, number: int) -> dict[str, Any]:
-    """Run the program in a process of its own; return its outcomes and how it ended."""
-    folder = f"/tmp/run-{number}"
-    here, there = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(here)
-        child(request, folder, there)
-    os.close(there)
-    text, ended = _listen(here, pid, time.monotonic() + request["wall_s"])
-    os.close(here)
-    return {"said": text.decode("utf-8", "replace"), "ended": ended}
-
-
-def _listen(pipe: int, pid: int, deadline: float) -> tuple[bytes, str]:
-    """Read what the process says until it is done, dead or late; then end it and what it left."""
-    parts, size, ended = [], 0, "late"
+def _listen(pipe: int, deadline: float) -> tuple[bytes, str]:
+    """Read what the process says until it is `done`, `gone` or `late`."""
+    parts, size = [], 0
     while time.monotonic() < deadline and size < 1 << 19:
         if not select.select([pipe], [], [], TICK_S)[0]:
             continue
@@ -182,26 +216,23 @@ def _listen(pipe: int, pid: int, deadline: float) -> tuple[bytes, str]:
         parts.append(data)
         size += len(data)
         if not data or data.endswith(b"null\n"):
-            ended = "done"
-            break
-    with contextlib.suppress(OSError):
-        os.killpg(pid, signal.SIGKILL)
-    status = os.waitpid(pid, 0)[1]
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGXCPU):
-        ended = "late"
-    return b"".join(parts), ended
+            return b"".join(parts), "done" if data else "gone"
+    return b"".join(parts), "late"
 
 
 def serve() -> NoReturn:
     """Answer requests on standard input, each one a length and JSON, until it is closed."""
-    number = 0
     gc.freeze()  # what is here by now is shared with the forked processes for good
+    spare = Spare()
     while True:
         head = sys.stdin.buffer.read(LENGTH.size)
         if len(head) < LENGTH.size:
             os._exit(0)
-        request = json.loads(sys.stdin.buffer.read(LENGTH.unpack(head)[0]))
-        number += 1
-        answer = json.dumps(run(request, number)).encode()
+        request = sys.stdin.buffer.read(LENGTH.unpack(head)[0])
+        if not spare.alive():
+            spare = Spare()
+        answer = json.dumps(spare.run(request, json.loads(request)["wall_s"])).encode()
         sys.stdout.buffer.write(LENGTH.pack(len(answer)) + answer)
         sys.stdout.buffer.flush()
+        spare.bury()
+        spare = Spare()
