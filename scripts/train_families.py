@@ -37,8 +37,8 @@ CODE = Lesson(
 WEB = Lesson(
     out=Path("runs/web"),
     env="turnwise/Forms-v1",
-    env_kwargs='{"pages": 1, "fields": 1, "distractors": 0, "optional": 0, "actions": "command", '
-    '"remind": false}',
+    env_kwargs='{"pages": 1, "fields": 1, "distractors": 0, "optional": 0, "strict": false, '
+    '"actions": "command", "remind": false}',
     student_sft=replace(SFT, target=0.9, demos=24000, steps=1200, check_every=40, decay_from=0.3),
     train=replace(RL, steps=70, learning_rate=6e-4, decay_from=0.4, max_new_tokens=24),
 )

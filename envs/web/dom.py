@@ -39,11 +39,10 @@ class Node:
 
     def walk(self) -> list[Node]:
         """Return this element and all below it, in the order of the page."""
-        found, waiting = [], [self]
-        while waiting:
-            node = waiting.pop()
-            found.append(node)
-            waiting += [c for c in reversed(node.children) if c.__class__ is Node]
+        found = [self]
+        for child in self.children:
+            if child.__class__ is Node:
+                found += child.walk() if child.children else (child,)
         return found
 
     def text(self) -> str:
