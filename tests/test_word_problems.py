@@ -9,10 +9,11 @@ from boxes import need_bubblewrap
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from turnwise.envs.builtin import python_tool
 from turnwise.envs.builtin.arithmetic import MAX_CHARS, CannotCalculate, calculate
 from turnwise.envs.builtin.calculator import MAX_STEPS, Calculator, task_problem
 from turnwise.envs.builtin.python_problems import KINDS
-from turnwise.envs.builtin.python_tool import PythonTool
+from turnwise.envs.builtin.python_tool import Puzzle, PythonTool
 from turnwise.envs.names import UnknownName
 
 HARDEST = {"steps": (1, MAX_STEPS), "digits": 4, "asides": 4}
@@ -126,22 +127,34 @@ def test_an_unknown_kind_of_question_is_refused_and_the_nearest_named():
         PythonTool(kinds=["palindrome"])
 
 
-@given(st.sampled_from(sorted(KINDS)), st.integers(0, 9999))
+@given(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=3), st.integers(0, 9999))
 @settings(max_examples=60, deadline=None)
-def test_the_code_of_a_question_prints_its_answer_whoever_runs_it(kind, index):
-    from turnwise.envs.builtin.python_tool import Puzzle, task_problem
-
-    problem = task_problem(Puzzle(kind=kind, index=index))
+def test_the_code_of_a_question_prints_its_answer_whoever_runs_it(kinds, index):
+    problem = python_tool.task_problem(Puzzle(kind="+".join(kinds), index=index))
     printed = []
     exec(problem.code, {"print": printed.append})
-    assert printed == [problem.answer] and problem.answer > 5
+    assert printed == [problem.answer] and problem.answer > 5 * len(kinds)
+
+
+def test_numbers_of_terms_take_turns_and_every_kind_is_met_at_each():
+    tasks = PythonTool(terms=(1, 3)).tasks("train")[: 3 * len(KINDS)]
+    met = {(len(task.kinds), task.kinds[0]) for task in tasks}
+    assert met == {(terms, kind) for terms in (1, 2, 3) for kind in KINDS}
+
+
+@pytest.mark.parametrize("terms", [0, 4, (3, 2), (1, 9)])
+def test_a_number_of_terms_out_of_range_is_refused(terms):
+    with pytest.raises(ValueError, match=r"terms must lie in 1\.\.3"):
+        PythonTool(terms=terms)
+    with pytest.raises(ValueError, match="terms"):
+        Puzzle(kind="digit_sum+" * 3 + "digit_sum")
 
 
 def test_the_expert_answers_every_kind_in_a_box_also_after_wandering():
     need_bubblewrap()
-    env = PythonTool()
+    env = PythonTool(terms=(1, 2))
     try:
-        for task in env.tasks("dev")[: len(KINDS)]:
+        for task in env.tasks("dev")[: 2 * len(KINDS)]:
             env.reset(seed=0, options={"task": task})
             env.step(env.call_text("python", code="x = 1; 1 / 0"))
             assert to_the_end(env)["success"], task

@@ -137,15 +137,27 @@ KINDS: dict[str, tuple[Callable[..., int], Draw]] = {
 """Name to (the reference, what draws a question and its arguments)."""
 
 
-def make_problem(rng: random.Random, kind: str) -> Problem:
-    """Return a problem of `kind` whose answer exceeds 5, so that a guess is worth little."""
+def make_problem(rng: random.Random, kinds: Sequence[str]) -> Problem:
+    """Return one question of each of `kinds`, whose answers are to be added.
+
+    Each exceeds 5, so that a guess is worth little.
+    """
+    asked = [_one(rng, kind) for kind in kinds]
+    texts, sources, calls, answers = zip(*asked, strict=True)
+    text = texts[0]
+    if len(asked) > 1:
+        text = "the sum of " + "; ".join(f"({n}) {text}" for n, text in enumerate(texts, 1))
+    code = "\n".join(dict.fromkeys(sources)) + f"\nprint({' + '.join(calls)})"
+    return Problem("+".join(kinds), f"What is {text}?", code, sum(answers))
+
+
+def _one(rng: random.Random, kind: str) -> tuple[str, str, str, int]:
+    """Return what is asked for, the source of a function, its call and the answer."""
     solve, draw = KINDS[kind]
     while True:
         text, args = draw(rng)
-        answer = solve(*args)
-        if answer > 5:
+        if (answer := solve(*args)) > 5:
             break
     source = inspect.getsource(solve).replace("Sequence[Sequence[int]]", "list")
     source = source.replace("Sequence[int]", "list")
-    call = f"print({solve.__name__}({', '.join(map(repr, args))}))"
-    return Problem(kind, f"What is {text}?", f"{source}\n{call}", answer)
+    return text, source, f"{solve.__name__}({', '.join(map(repr, args))})", answer

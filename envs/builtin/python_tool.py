@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from turnwise.envs.builtin.python_problems import KINDS, Problem, make_problem
 from turnwise.envs.code_env import CodeEnv, text_of
+from turnwise.envs.knobs import count, span
 from turnwise.envs.names import known_names
 from turnwise.envs.seeds import derive
 from turnwise.envs.split_shares import drawn_for
@@ -26,12 +27,13 @@ from turnwise.envs.tool_env import EpisodeView
 from turnwise.envs.tools import reward, tool
 from turnwise.envs.types import Task, digest
 
+MAX_TERMS = 3
 SIZES = {"train": 1_000_000, "dev": 10_000, "test": 10_000}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Puzzle(Task):
-    """One question. It follows from these fields alone."""
+    """One question. It follows from these fields alone; `kind` joins those of its terms by `+`."""
 
     split: str = "train"
     index: int = 0
@@ -39,7 +41,13 @@ class Puzzle(Task):
 
     def __post_init__(self) -> None:
         check_drawn(self)
-        known_names("kind of question", [self.kind], KINDS)
+        count("terms", len(self.kinds), 1, MAX_TERMS)
+        known_names("kind of question", self.kinds, KINDS)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of its terms."""
+        return self.kind.split("+")
 
 
 class PythonTool(CodeEnv):
@@ -49,6 +57,13 @@ class PythonTool(CodeEnv):
         kinds: of question, names of `python_problems.KINDS`, which the tasks take in turns; all
             by default.
         options: See `SandboxEnv`.
+
+    Raises:
+        UnknownName: there is no such kind.
+        ValueError: `terms` lies outside its range.
+
+    Example:
+        `make("turnwise/PythonTool-v1", kinds=("digit_sum", "primes_below"), terms=2)`
     """
 
     Task: ClassVar[type[Task]] = Puzzle
@@ -56,18 +71,23 @@ class PythonTool(CodeEnv):
     max_turns = 8
     bash = write = read = None  # type: ignore[assignment]
 
-    def __init__(self, *, kinds: Sequence[str] = (), **options: Any) -> None:
+    def __init__(
+        self, *, kinds: Sequence[str] = (), terms: int | Sequence[int] = 1, **options: Any
+    ) -> None:
         super().__init__(**options)
+        self._terms = span("terms", terms, 1, MAX_TERMS)
         self.kinds = known_names("kind of question", kinds, KINDS) or tuple(KINDS)
 
     def tasks(self, split: str) -> Sequence[Puzzle]:
-        """Return the questions of a split, made on demand; kinds take turns."""
+        """Return the questions of a split, made on demand; kinds and terms take turns."""
         self.known_split(split)
+        return TaskRange(lambda index: self._puzzle(split, index), SIZES[split])
 
-        def puzzle(index: int) -> Puzzle:
-            return Puzzle(split=split, index=index, kind=self.kinds[index % len(self.kinds)])
-
-        return TaskRange(puzzle, SIZES[split])
+    def _puzzle(self, split: str, index: int) -> Puzzle:
+        (least, most), offered = self._terms, len(self.kinds)
+        terms = least + index // offered % (most - least + 1)
+        chosen = [self.kinds[(index + term) % offered] for term in range(terms)]
+        return Puzzle(split=split, index=index, kind="+".join(chosen))
 
     def setup(self, task: Puzzle, rng: random.Random) -> str:
         """Ask the question."""
@@ -116,4 +136,4 @@ class PythonTool(CodeEnv):
 def task_problem(task: Puzzle) -> Problem:
     """Return the problem of a task."""
     rng = random.Random(derive("python", json.dumps(task.to_json(), sort_keys=True)))
-    return drawn_for(task.split, lambda: make_problem(rng, task.kind), lambda problem: problem.text)
+    return drawn_for(task.split, lambda: make_problem(rng, task.kinds), lambda made: made.text)
