@@ -191,6 +191,9 @@ TCOD, TCOD_ROBUST = arms_of_tcod("clean"), arms_of_tcod("robust")
 SOD, SOD_ROBUST = arms_of_sod("clean"), arms_of_sod("robust")
 experiment = partial(Experiment, models=MODELS, tests=96, rates=(1e-3, 3e-3))
 
+GENTLE = (3e-4, 1e-3, 3e-3)
+"""Where a teacher takes part: of two rates the lower was always chosen."""
+
 EXPERIMENTS = (
     experiment(
         name="tcod_phased",
@@ -239,7 +242,7 @@ EXPERIMENTS = (
         pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "SOD", "GRPO")),
         plan=RL,
         budget=6_000,
-        rates=(1e-3,),
+        rates=GENTLE,
     ),
     experiment(
         name="turn_credit",
@@ -263,6 +266,7 @@ EXPERIMENTS = (
         pairs=SOD_PAIRS[1:2],
         plan=RL,
         budget=6_000,
+        rates=GENTLE,
     ),
     experiment(
         name="pipeline_robust",
@@ -275,6 +279,7 @@ EXPERIMENTS = (
         pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "SOD", "OPD + GRPO")),
         plan=RL,
         budget=6_000,
+        rates=GENTLE,
     ),
     experiment(
         name="dagger",
@@ -300,6 +305,7 @@ EXPERIMENTS = (
         pairs=TCOD_PAIRS[:1],
         plan=WIDE,
         budget=8_000,
+        rates=GENTLE,
     ),
     experiment(
         name="turn_credit_outcome",
@@ -324,7 +330,7 @@ EXPERIMENTS = (
         pairs=TCOD_PAIRS[:1],
         plan=WIDE,
         budget=3_000,
-        rates=(1e-3,),
+        rates=GENTLE,
     ),
     experiment(
         name="tcod_stationary",
@@ -337,6 +343,7 @@ EXPERIMENTS = (
         pairs=TCOD_PAIRS[:1] + TCOD_PAIRS[3:4] + TCOD_PAIRS[5:],
         plan=WIDE,
         budget=8_000,
+        rates=GENTLE,
     ),
     experiment(
         name="dagger_null",
