@@ -67,7 +67,7 @@ class SlowWalk(TextEnv):
 
 def seconds_of(depth: int) -> list[float]:
     """Wall seconds of each step after the first few."""
-    shape = {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn": 192}
+    shape = {"hidden": 128, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 32, "ffn": 384}
     model = tiny_from_env(SlowWalk, tasks=10, max_len=2048, **shape)
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(

@@ -117,6 +117,8 @@ SOD_PAIRS = (
 CREDIT_PAIRS = (("turn_rloo", "GRPO"), ("GiGPO", "GRPO"), ("HGPO", "GRPO"))
 
 RL = {"tasks_per_step": 4, "group_size": 4}
+MANY = {"tasks_per_step": 8, "group_size": 8}
+"""For budgets in which a method rises well above its start: 48,000 steps make some 100 updates."""
 WIDE = {"tasks_per_step": 8, "group_size": 2}
 GRPO = Arm(name="GRPO", method="grpo", change=anchored)
 TURN_RLOO = Arm(name="turn_rloo", method="turn_rloo", options={"history_turns": 0})
@@ -240,10 +242,9 @@ EXPERIMENTS = (
         teachers={"clean": CLEAN},
         arms=(*pipeline("clean"), SOD["SOD"], GRPO),
         pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "SOD", "GRPO")),
-        plan=RL,
-        budget=6_000,
-        rates=GENTLE,
-    ),
+        plan=MANY,
+        budget=48_000,
+            ),
     experiment(
         name="turn_credit",
         title="Turn-level credit: progress is paid turn by turn",
@@ -264,10 +265,9 @@ EXPERIMENTS = (
         teachers={"robust": ROBUST},
         arms=tuple(SOD_ROBUST[name] for name in ("SOD", "OPD + GRPO")),
         pairs=SOD_PAIRS[1:2],
-        plan=RL,
-        budget=6_000,
-        rates=GENTLE,
-    ),
+        plan=MANY,
+        budget=48_000,
+            ),
     experiment(
         name="pipeline_robust",
         title="Pipeline with a teacher that knows the failures",
@@ -277,10 +277,9 @@ EXPERIMENTS = (
         teachers={"robust": ROBUST},
         arms=(*pipeline("robust"), SOD_ROBUST["SOD"], SOD_ROBUST["OPD + GRPO"]),
         pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "SOD", "OPD + GRPO")),
-        plan=RL,
-        budget=6_000,
-        rates=GENTLE,
-    ),
+        plan=MANY,
+        budget=48_000,
+            ),
     experiment(
         name="dagger",
         title="DAgger: hands slip",

@@ -38,7 +38,7 @@ WEB = Lesson(
     out=Path("runs/web"),
     env="turnwise/Forms-v1",
     env_kwargs='{"pages": 1, "fields": 1, "distractors": 0, "optional": 0, "strict": false, '
-    '"actions": "command", "remind": false}',
+    '"kinds": ["date", "number"], "actions": "command", "remind": false}',
     student_sft=replace(SFT, target=0.9, demos=24000, steps=1200, check_every=40, decay_from=0.3),
     train=replace(RL, steps=70, learning_rate=6e-4, decay_from=0.4, max_new_tokens=24),
 )
@@ -48,7 +48,7 @@ if __name__ == "__main__":
         {
             "tool": ("Calculator: one sum", TOOL),
             "code": ("Sql: one table", CODE),
-            "web": ("Forms: one field", WEB),
+            "web": ("Forms: one date or number", WEB),
         }
     )
     raise SystemExit(run_lesson(lesson))

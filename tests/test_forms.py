@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turnwise.envs.builtin.forms import Brief, Forms, task_world
-from turnwise.envs.builtin.forms_world import make_world
+from turnwise.envs.builtin.forms_world import KINDS, make_world
+from turnwise.envs.names import UnknownName
 from turnwise.envs.web.chromium import close_idle
 
 
@@ -268,9 +269,10 @@ def test_what_was_filled_in_on_a_page_that_is_left_out_later_is_not_submitted(fo
     distractors=st.integers(0, 12),
     strict=st.booleans(),
     optional=st.integers(0, 3),
+    kinds=st.sampled_from((KINDS, ("date", "number", "text"), ("radio", "select", "checkbox"))),
 )
 def test_a_brief_tells_each_answer_once_and_its_distractors_are_asked_nowhere(
-    seed, pages, fields, distractors, strict, optional
+    seed, pages, fields, distractors, strict, optional, kinds
 ):
     world = make_world(
         random.Random(seed),
@@ -279,7 +281,10 @@ def test_a_brief_tells_each_answer_once_and_its_distractors_are_asked_nowhere(
         distractors=distractors,
         strict=strict,
         optional=optional,
+        kinds=kinds,
     )
+    plain = [f for s in world.sheets if s.title != "Car" for f in s.fields if f.key != "car"]
+    assert {f.kind for f in plain if not f.optional} <= set(kinds)
     assert len(world.sheets) == pages and len(world.shown()) in (pages, pages - 1, 1)
     shown = [f for sheet in world.shown() for f in sheet.fields]
     keys = [f.key for sheet in world.sheets for f in sheet.fields]
@@ -289,6 +294,22 @@ def test_a_brief_tells_each_answer_once_and_its_distractors_are_asked_nowhere(
     assert len(set(labels)) == len(labels) and set(asked) <= set(labels)
     assert len(labels) - len(asked) <= distractors
     assert all(world.answers[f.key] == "" for f in shown if f.optional)
+
+
+def test_each_kind_of_field_fills_as_many_pages_as_there_can_be():
+    for kind in KINDS:
+        world = make_world(
+            random.Random(1),
+            pages=6,
+            fields=1,
+            distractors=0,
+            strict=False,
+            optional=0,
+            kinds=[kind],
+        )
+        assert len(world.sheets) == 6 and kind in {f.kind for f in world.sheets[-1].fields}
+    with pytest.raises(UnknownName, match="did you mean 'date'"):
+        Forms(kinds=("dates",))
 
 
 def test_the_brief_follows_from_the_task_alone():

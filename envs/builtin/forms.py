@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from turnwise.envs.builtin import forms_world
-from turnwise.envs.builtin.forms_world import Sheet, World, make_world
+from turnwise.envs.builtin.forms_world import KINDS, Sheet, World, make_world
 from turnwise.envs.knobs import count, span
+from turnwise.envs.names import known_names
 from turnwise.envs.seeds import derive
 from turnwise.envs.split_shares import drawn_for
 from turnwise.envs.task_range import TaskRange, check_drawn
@@ -44,8 +45,10 @@ class Brief(Task):
     distractors: int = 3
     strict: bool = True
     optional: int = 1
+    kinds: tuple[str, ...] = KINDS
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", tuple(self.kinds))  # JSON makes a list of it
         check_drawn(self, pages=(1, 6), fields=(1, 6), distractors=(0, 12), optional=(0, 3))
 
 
@@ -59,11 +62,15 @@ class Forms(WebEnv):
         distractors: Facts that no field asks for, 0 to 12.
         strict: The brief writes dates and codes otherwise than the form accepts them.
         optional: Fields to be left blank, 0 to 3.
+        kinds: Of fields, names in `forms_world.KINDS`: all by default. The page about a car is not
+            narrowed. With few fields of few values, as ticks alone, a split asks for what no other
+            one ever shows.
         slack: Turns beyond what the expert needs.
         options: See `WebEnv`: `mode`, `view_lines`, `remind`, `pictures`, `actions`.
 
     Raises:
         ValueError: a number lies outside its range.
+        UnknownName: there is no such kind of field.
 
     Example:
         `make("turnwise/Forms-v1", pages=1, fields=2, strict=False, actions="command")`
@@ -86,6 +93,7 @@ class Forms(WebEnv):
         distractors: int = 3,
         strict: bool = True,
         optional: int = 1,
+        kinds: Sequence[str] = KINDS,
         slack: int = 12,
         **options: Any,
     ) -> None:
@@ -96,6 +104,7 @@ class Forms(WebEnv):
         count("optional", optional, 0, 3)
         self._fields: dict[str, Any] = {"fields": fields, "distractors": distractors}
         self._fields |= {"strict": strict, "optional": optional}
+        self._fields["kinds"] = known_names("kind of field", kinds, KINDS) or KINDS
 
     def tasks(self, split: str) -> Sequence[Brief]:
         """Return the briefs of a split, made on demand; numbers of pages take turns."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Kind = Literal["text", "number", "date", "select", "radio", "checkbox"]
+KINDS: tuple[str, ...] = get_args(Kind)
 
 FIRST = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Ida", "Jon", "Kim")
 LAST = ("Stone", "Marsh", "Field", "Brook", "Wood", "Frost", "Hale", "Reed")
@@ -171,7 +172,14 @@ class World:
 
 
 def make_world(
-    rng: random.Random, *, pages: int, fields: int, distractors: int, strict: bool, optional: int
+    rng: random.Random,
+    *,
+    pages: int,
+    fields: int,
+    distractors: int,
+    strict: bool,
+    optional: int,
+    kinds: Sequence[str] = KINDS,
 ) -> World:
     """Return a form, the answers and the brief.
 
@@ -182,8 +190,9 @@ def make_world(
         distractors: Facts that no field asks for.
         strict: Whether facts are written otherwise than the form wants them.
         optional: Fields for which there is no fact.
+        kinds: Of the fields, but for the sheet about a car.
     """
-    sheets = _sheets(rng, pages, fields)
+    sheets = _sheets(rng, pages, fields, kinds)
     sheets = _with_optional(rng, sheets, optional)
     values = {f.key: _value(rng, f) for sheet in sheets for f in sheet.fields}
     world = World(tuple(sheets), values, ())
@@ -194,16 +203,22 @@ def make_world(
     return World(tuple(sheets), {field.key: values[field.key] for field in shown}, tuple(facts))
 
 
-def _sheets(rng: random.Random, pages: int, fields: int) -> list[Sheet]:
-    plain = pages - 1 if pages > 1 else 1
-    titles = rng.sample(list(SHEETS), plain)
-    sheets = [Sheet(title, _some(rng, SHEETS[title], fields)) for title in titles]
+def _sheets(rng: random.Random, pages: int, fields: int, kinds: Sequence[str]) -> list[Sheet]:
+    offered = _offered(kinds)
+    titles = rng.sample(list(offered), pages - 1 if pages > 1 else 1)
+    sheets = [Sheet(title, _some(rng, offered[title], fields)) for title in titles]
     if pages > 1:
         first = sheets[0]
         sheets[0] = replace(first, fields=(*first.fields[: fields - 1], CAR))
         car = Sheet("Car", _some(rng, CAR_SHEET, fields), when=("car", "yes"))
         sheets.insert(rng.randint(1, len(sheets)), car)
     return sheets
+
+
+def _offered(kinds: Sequence[str]) -> dict[str, list[Field]]:
+    """Return the sheets with the fields of these kinds; each kind stands on five at least."""
+    found = {title: [f for f in fields if f.kind in kinds] for title, fields in SHEETS.items()}
+    return {title: fields for title, fields in found.items() if fields}
 
 
 def _some(rng: random.Random, fields: Sequence[Field], count: int) -> tuple[Field, ...]:
