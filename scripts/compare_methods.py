@@ -244,7 +244,7 @@ EXPERIMENTS = (
         pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "SOD", "GRPO")),
         plan=MANY,
         budget=48_000,
-            ),
+    ),
     experiment(
         name="turn_credit",
         title="Turn-level credit: progress is paid turn by turn",
@@ -267,7 +267,7 @@ EXPERIMENTS = (
         pairs=SOD_PAIRS[1:2],
         plan=MANY,
         budget=48_000,
-            ),
+    ),
     experiment(
         name="pipeline_robust",
         title="Pipeline with a teacher that knows the failures",
@@ -279,7 +279,7 @@ EXPERIMENTS = (
         pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "SOD", "OPD + GRPO")),
         plan=MANY,
         budget=48_000,
-            ),
+    ),
     experiment(
         name="dagger",
         title="DAgger: hands slip",
