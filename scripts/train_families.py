@@ -30,7 +30,8 @@ TOOL = Lesson(
 CODE = Lesson(
     out=Path("runs/code"),
     env="turnwise/Sql-v1",
-    env_kwargs='{"depth": 1, "schemas": ["shop"], "actions": "command"}',
+    env_kwargs='{"depth": 1, "schemas": ["shop"], "kinds": ["compared", "narrowed"], '
+    '"actions": "command"}',
     student_sft=SFT,
     train=replace(RL, max_new_tokens=64),
 )
@@ -47,7 +48,7 @@ if __name__ == "__main__":
     lesson = tyro.extras.overridable_config_cli(
         {
             "tool": ("Calculator: one sum", TOOL),
-            "code": ("Sql: one table", CODE),
+            "code": ("Sql: rows of one table by a bound", CODE),
             "web": ("Forms: one date or number", WEB),
         }
     )

@@ -1,6 +1,7 @@
 """Laws of Sql: the right query pays on both databases, no query does harm, no other one pays."""
 
 import random
+import re
 import time
 
 import pytest
@@ -8,7 +9,7 @@ from boxes import need_bubblewrap
 
 from turnwise.envs.builtin.sql import Sql, same
 from turnwise.envs.builtin.sql_box import KERNELS, Database, QueryFailed, Result
-from turnwise.envs.builtin.sql_questions import DEPTHS
+from turnwise.envs.builtin.sql_questions import DEPTHS, KINDS
 from turnwise.envs.builtin.sql_tasks import make_world
 from turnwise.envs.builtin.sql_weaker import weakened
 from turnwise.envs.builtin.sql_world import SCHEMAS, answers
@@ -78,6 +79,20 @@ def test_every_question_of_every_depth_can_be_asked_about_some_schema():
         for ask in asks:
             made = [ask(random.Random(1), schema) for schema in SCHEMAS.values()]
             assert sum(question is not None for question in made) >= 4, ask
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_kind_that_is_named_is_the_only_one_asked_and_its_depth_must_be_asked_for(kind):
+    depth = KINDS[kind]
+    own = {ask.__name__: ask for ask in DEPTHS[depth - 1]}[kind]
+    drawn = [own(random.Random(seed), s) for s in SCHEMAS.values() for seed in range(200)]
+    asked = {question.text for question in drawn if question is not None}
+    tasks = Sql(depth=depth, kinds=(kind,), schemas=tuple(SCHEMAS)).tasks("train")[:3]
+    made = [make_world(canonical_json(task.to_json())).question for task in tasks]
+    shapes = {re.sub(r"[\d-]+", "N", text) for text in asked}
+    assert {re.sub(r"[\d-]+", "N", question.text) for question in made} <= shapes
+    with pytest.raises(ValueError, match=f"depth {depth % 5 + 1} asks .*, none of kinds"):
+        Sql(depth=depth % 5 + 1, kinds=(kind,))
 
 
 def test_a_query_that_holds_the_answer_is_wrong_on_the_other_database(sql):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from turnwise.envs.builtin.sql_box import Database, QueryFailed, Result
-from turnwise.envs.builtin.sql_questions import DEPTHS
+from turnwise.envs.builtin.sql_questions import DEPTHS, KINDS, asked_at
 from turnwise.envs.builtin.sql_tasks import SqlWorld, make_world
 from turnwise.envs.builtin.sql_world import SCHEMAS
 from turnwise.envs.knobs import count, span
@@ -43,11 +43,13 @@ class Asked(Task):
     depth: int = 1
     schemas: tuple[str, ...] = ()
     size: int = 10
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_drawn(self, depth=(1, len(DEPTHS)), size=SIZE)
         schemas = known_names("schema", self.schemas or SPLIT_SCHEMAS[self.split], SCHEMAS)
         object.__setattr__(self, "schemas", schemas)  # JSON makes a list of it
+        object.__setattr__(self, "kinds", known_names("kind of question", self.kinds, KINDS))
 
 
 class Sql(ToolEnv):
@@ -66,6 +68,13 @@ class Sql(ToolEnv):
         schema_shown: whether the first message holds the schema.
         max_rows: rows that `query` shows.
         slack: turns beyond what the expert needs.
+        kinds: of question, names in `sql_questions.KINDS`; all of a depth by default. With one
+            schema some kinds ask few queries (`filtered` of a shop: nine), and a split asks for
+            those that no other one ever shows.
+
+    Raises:
+        ValueError: a number lies outside its range, or a depth has none of the kinds.
+        UnknownName: there is no such schema or kind of question.
 
     Example:
         env = make("turnwise/Sql-v1", depth=1, schemas=("shop",), schema_shown=True)
@@ -84,6 +93,7 @@ class Sql(ToolEnv):
         schema_shown: bool = False,
         max_rows: int = 20,
         slack: int = 6,
+        kinds: Sequence[str] = (),
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -92,6 +102,9 @@ class Sql(ToolEnv):
         self.size = count("size", size, *SIZE)
         self.schema_shown, self.max_rows = schema_shown, count("max_rows", max_rows, 1, 100)
         self.slack = count("slack", slack, 0, 1000)
+        self.kinds = known_names("kind of question", kinds, KINDS)
+        for each in range(self.depths[0], self.depths[1] + 1):
+            asked_at(each, self.kinds)
 
     def tasks(self, split: str) -> Sequence[Asked]:
         """Return the questions of a split, made on demand; depths take turns."""
@@ -106,6 +119,7 @@ class Sql(ToolEnv):
             depth=low + index % (high - low + 1),
             schemas=self.schemas or SPLIT_SCHEMAS[split],
             size=self.size,
+            kinds=self.kinds,
         )
 
     def setup(self, task: Asked, rng: random.Random) -> str:

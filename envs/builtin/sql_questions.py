@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from turnwise.envs.builtin.sql_world import Column, Schema, Table
@@ -310,3 +310,23 @@ DEPTHS: tuple[tuple[Ask, ...], ...] = (
     (most, top, crossed),
 )
 """The templates of each depth, from 1."""
+
+KINDS: dict[str, int] = {
+    ask.__name__: depth for depth, asks in enumerate(DEPTHS, 1) for ask in asks
+}
+"""Name of each template -> its depth."""
+
+
+def asked_at(depth: int, kinds: Sequence[str]) -> list[Ask]:
+    """Return the templates of a depth, of these kinds if any are named.
+
+    Raises:
+        ValueError: the depth has none of them.
+    """
+    known = {ask.__name__: ask for ask in DEPTHS[depth - 1]}
+    if kinds and not known.keys() & set(kinds):
+        raise ValueError(
+            f"depth {depth} asks {', '.join(known)}, none of kinds {tuple(kinds)}; name one of "
+            "these, too, or leave the depth out"
+        )
+    return [ask for name, ask in known.items() if not kinds or name in kinds]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from turnwise.envs.builtin.sql_questions import DEPTHS, Question
+from turnwise.envs.builtin.sql_questions import Question, asked_at
 from turnwise.envs.builtin.sql_weaker import weakened
 from turnwise.envs.builtin.sql_world import (
     SCHEMAS,
@@ -54,15 +54,18 @@ def make_world(text: str) -> SqlWorld:
     """
     task = json.loads(text)
     rng = random.Random(derive("sql", text))
+    asks = asked_at(task["depth"], task["kinds"])
     for _ in range(TRIES):
         schema = SCHEMAS[rng.choice(task["schemas"])]
-        question = rng.choice(DEPTHS[task["depth"] - 1])(rng, schema)
+        question = rng.choice(asks)(rng, schema)
         if question is None or not belongs(task["split"], question.sql):
             continue
         world = _world_of(rng, schema, question, task["size"])
         if world:
             return world
-    raise RuntimeError(f"no question for {text} in {TRIES} tries; allow more schemas or rows")
+    raise RuntimeError(
+        f"no question for {text} in {TRIES} tries; allow more schemas, more kinds or more rows"
+    )
 
 
 def _world_of(rng: random.Random, schema: Schema, question: Question, size: int) -> SqlWorld | None:
