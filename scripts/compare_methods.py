@@ -253,8 +253,8 @@ EXPERIMENTS = (
         beginning=BEGINNER,
         arms=CREDIT,
         pairs=CREDIT_PAIRS,
-        plan=RL,
-        budget=40_000,
+        plan=MANY,
+        budget=48_000,
     ),
     experiment(
         name="sod_robust",
@@ -314,8 +314,8 @@ EXPERIMENTS = (
         beginning=BEGINNER,
         arms=CREDIT[:2],
         pairs=CREDIT_PAIRS[:1],
-        plan=RL,
-        budget=40_000,
+        plan=MANY,
+        budget=48_000,
         rates=(1e-3,),
     ),
     experiment(
