@@ -36,8 +36,9 @@ class TrainConfig:
     recipe_options: str = "{}"
     """JSON object of the recipe's arguments, as '{"gamma": 0.5}' for turn_rloo."""
     teacher: str = ""
-    """Folder or Hugging Face name of the model that a distillation recipe learns from. It has the
-    student's tokenizer. `dagger` also learns from the text of openai:MODEL@URL."""
+    """Folder or Hugging Face name of the model that a distillation recipe learns from, or the
+    address of a vLLM server that holds it. It has the student's tokenizer. `dagger` also learns
+    from the text of openai:MODEL@URL."""
     engine: str = ""
     """Where to sample: `embedded` on the trainer's own weights, as by default, or the address of a
     vLLM server, or several with commas between; see `turnwise serve-policy`."""

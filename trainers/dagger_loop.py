@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
+from turnwise.agents.engines.base import Engine
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.executors import RollIn
 from turnwise.agents.labels import FAILED, Labelling, Teacher, play_labelled
@@ -29,6 +29,7 @@ from turnwise.trainers import ranks
 from turnwise.trainers.batch import rows_of
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.dagger import Lessons, lessons
+from turnwise.trainers.engines import is_address, served
 from turnwise.trainers.imitation import Imitation
 from turnwise.trainers.mixes import Progress
 from turnwise.trainers.model import load_model
@@ -85,6 +86,7 @@ class Rounds:
         _require_no_unused(config, recipe)
         self.config, self.trainee, self.make_env = config, trainee, make_env
         self.tasks, self.recipe, self.how, self.tutor = env.tasks("train"), recipe, how, tutor
+        self.server: Engine | None = None
         self.scorer = self._scorer()
         self.teacher = self._teacher(env)
         self.played: list[list[Episode]] = []
@@ -108,9 +110,10 @@ class Rounds:
         """Return the model that the run names, if it names one."""
         if self.tutor is not None and isinstance(self.tutor.teacher, ModelTeacher):
             return self.tutor.teacher
-        if not self.config.teacher or self.config.teacher.startswith(BLACK_BOX):
+        named = self.config.teacher
+        if not named or named.startswith(BLACK_BOX) or is_address(named):
             return None
-        model, theirs = load_model(self.config.teacher)
+        model, theirs = load_model(named)
         require_same_vocabulary(self.trainee.tokenizer, theirs)
         model = model.to(self.trainee.learner.accelerator.device)
         return frozen(model, self.config.max_tokens)
@@ -118,13 +121,19 @@ class Rounds:
     def _teacher(self, env: Env) -> Teacher:
         if self.how.direct is not None and self.scorer is None:
             raise NoTeacher(
-                f"recipe {self.recipe.name!r} learns from a teacher's distributions: name a model "
-                "with --teacher FOLDER, or leave its direct loss out"
+                f"recipe {self.recipe.name!r} learns from a teacher's distributions, and a server "
+                "gives none: name a model with --teacher FOLDER, or leave its direct loss out"
             )
         if self.how.teacher is not None:
             return self.how.teacher(self.trainee.renderer)
         if self.scorer is not None:
-            return self._model_teacher(self.scorer.model)
+            slots = self.config.tasks_per_step * self.config.group_size
+            model, most = self.scorer.model, self.config.max_tokens
+            return self._acting(EmbeddedEngine(model, slots=slots, max_len=most))
+        if is_address(self.config.teacher):
+            most, tokenizer = self.config.max_tokens, self.trainee.tokenizer
+            self.server = served(self.config.teacher, tokenizer, most)
+            return self._acting(self.server)
         if self.config.teacher.startswith(BLACK_BOX):
             return self._black_box(env)
         if not callable(getattr(env, "expert", None)):
@@ -146,9 +155,8 @@ class Rounds:
         renderer, workers = self.trainee.renderer, min(32, self.config.tasks_per_step)
         return TextTeacher(act, renderer=renderer, executor="teacher", workers=workers)
 
-    def _model_teacher(self, model: nn.Module) -> Teacher:
-        slots = self.config.tasks_per_step * self.config.group_size
-        engine = EmbeddedEngine(model, slots=slots, max_len=self.config.max_tokens)
+    def _acting(self, engine: Engine) -> Teacher:
+        """Return the teacher that plays an engine's model."""
         policy = LLMPolicy(
             engine,
             self.trainee.renderer,
@@ -157,6 +165,10 @@ class Rounds:
             executor="teacher",
         )
         return LLMTeacher(policy)
+
+    def close(self) -> None:
+        """Close the connections to a teacher on a server."""
+        getattr(self.server, "close", lambda: None)()
 
     def comparable(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return the metrics that mean the same in every round: how often the teacher acts moves
@@ -193,7 +205,7 @@ class Rounds:
     def _publish(self) -> None:
         """Tell the engines that the weights have changed; a teacher's may follow the student's."""
         self.trainee.publish()
-        if isinstance(self.teacher, LLMTeacher):
+        if isinstance(self.teacher, LLMTeacher) and self.server is None:
             self.teacher.policy.engine.update_weights(None, self.trainee.learner.updates)
 
     def _play(self, step: int, roll_in: RollIn) -> list[Group]:

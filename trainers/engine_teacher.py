@@ -55,10 +55,7 @@ class EngineTeacher:
         Raises:
             TeacherMismatch: the message names each piece and how much it reads.
         """
-        reads: dict[str, float] = {f"column {name}": ENTRIES.get(name, 0) for name in how.needs}
-        if how.direct is not None:
-            reads["its direct loss"] = entries_read(how.direct)
-        if more := {name: n for name, n in reads.items() if n > self.topk}:
+        if more := {name: n for name, n in _reads(how).items() if n > self.topk}:
             said = "; ".join(f"{name} reads {_many(n)}" for name, n in more.items())
             raise TeacherMismatch(
                 f"the teacher's engine gives {self.topk} of its likeliest tokens, and {said}: "
@@ -118,6 +115,23 @@ class EngineTeacher:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to take."""
+
+    def close(self) -> None:
+        """Close the connections of an engine that has any."""
+        getattr(self.engine, "close", lambda: None)()
+
+
+def likeliest(how: Distillation) -> int:
+    """Return how many of the teacher's likeliest tokens are read, whole vocabularies aside."""
+    return int(max((n for n in _reads(how).values() if not math.isinf(n)), default=0))
+
+
+def _reads(how: Distillation) -> dict[str, float]:
+    """Return how many of the teacher's likeliest tokens each piece reads."""
+    reads: dict[str, float] = {f"column {name}": ENTRIES.get(name, 0) for name in how.needs}
+    if how.direct is not None:
+        reads["its direct loss"] = entries_read(how.direct)
+    return reads
 
 
 def _requests(

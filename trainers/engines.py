@@ -24,6 +24,8 @@ from turnwise.trainers.learner import Learner
 from turnwise.trainers.model import quiet, save_model
 
 EMBEDDED = "embedded"
+ADDRESS = ("http://", "https://")
+"""What the address of a server begins with."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,34 @@ def sampler_for(config: TrainConfig, learner: Learner, tokenizer: Any) -> Sample
     return _remote(config, learner, tokenizer)
 
 
+def is_address(name: str) -> bool:
+    """Whether a model is named by the address of a server that holds it."""
+    return name.startswith(ADDRESS)
+
+
+def served(addresses: str, tokenizer: Any, max_len: int) -> Engine:
+    """Return the engine of a model that vLLM servers hold for good: it samples and scores.
+
+    Args:
+        addresses: of one or several servers, with commas between.
+        tokenizer: the student's; the server must have the same.
+        max_len: tokens of the longest episode.
+
+    Raises:
+        ServerUnfit: another tokenizer, too short, processed log-probabilities, another version.
+        EngineError: a server does not answer.
+    """
+    from turnwise.agents.engines.vllm import VllmEngine
+    from turnwise.agents.engines.vllm_start import KEY_VARIABLE, Needs
+
+    needs = Needs(max_len=max_len, tokenizer=tokenizer)
+    return VllmEngine(_listed(addresses), needs=needs, api_key=os.environ.get(KEY_VARIABLE, ""))
+
+
+def _listed(addresses: str) -> list[str]:
+    return addresses.replace(",", " ").split()
+
+
 def _remote(config: TrainConfig, learner: Learner, tokenizer: Any) -> Sampler:
     from turnwise.agents.engines.vllm import VllmEngine
     from turnwise.agents.engines.vllm_start import KEY_VARIABLE, Needs
@@ -73,7 +103,7 @@ def _remote(config: TrainConfig, learner: Learner, tokenizer: Any) -> Sampler:
     if way is hot_lora and not config.lora_rank:
         raise ValueError("engine_sync lora needs adapters to send: set lora_rank, or use reload")
     engine = VllmEngine(
-        config.engine.replace(",", " ").split(),
+        _listed(config.engine),
         needs=Needs(max_len=config.max_tokens, tokenizer=tokenizer, updates=True),
         api_key=os.environ.get(KEY_VARIABLE, ""),
         wire=wire,

@@ -209,6 +209,9 @@ def train(
             folder.close()
             env.close()
             trainee.sampler.close()
+            for taught_by in (tutor, rounds):
+                if taught_by is not None:
+                    taught_by.close()
 
 
 def _step(

@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from turnwise.agents.engines.functional import base_model
 from turnwise.agents.renderer import Renderer
 from turnwise.envs.types import Episode
 from turnwise.trainers.batch import Row
 from turnwise.trainers.contexts import with_context
 from turnwise.trainers.distillation import Distillation
-from turnwise.trainers.engine_teacher import EngineTeacher
+from turnwise.trainers.engine_teacher import EngineTeacher, likeliest
+from turnwise.trainers.engines import is_address, served
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.mixes import Progress
 from turnwise.trainers.model import load_model
 from turnwise.trainers.recipe import Recipe
-from turnwise.trainers.teachers import Teacher, frozen, require_same_vocabulary
+from turnwise.trainers.teachers import Teacher, TeacherMismatch, frozen, require_same_vocabulary
 from turnwise.trainers.teaching import distil
 from turnwise.trainers.turns import TurnTable
 
@@ -100,6 +102,11 @@ class Tutor:
         if (saved := folder / "teacher.pt").exists():
             self.teacher.load_state_dict(torch.load(saved, weights_only=True))
 
+    def close(self) -> None:
+        """Close the connections of a teacher that has any."""
+        if isinstance(self.teacher, EngineTeacher):
+            self.teacher.close()
+
 
 def tutor_for(
     recipe: Recipe,
@@ -113,12 +120,15 @@ def tutor_for(
     """Return the tutor of a run, or None for a recipe that has no teacher.
 
     Args:
-        teacher: folder or name of a model with the student's vocabulary.
+        teacher: folder or name of a model with the student's vocabulary, or the address of a
+            server that holds one.
 
     Raises:
         NoTeacher: the recipe needs one and none is named.
-        TeacherMismatch: its vocabulary is not the student's.
+        TeacherMismatch: its vocabulary is not the student's, or the recipe reads more of the
+            teacher than a server gives.
         ModelNotFound: there is no such model.
+        ServerUnfit, EngineError: see `turnwise.trainers.engines.served`.
     """
     how = recipe.distillation
     if how is None:
@@ -128,9 +138,26 @@ def tutor_for(
     if not teacher:
         raise NoTeacher(
             f"recipe {recipe.name!r} learns from a teacher: name one with --teacher FOLDER, a "
-            "model with the student's tokenizer"
+            "model with the student's tokenizer, or the address of a server that holds one"
         )
+    if is_address(teacher):
+        return Tutor(how, _at_server(how, learner, tokenizer, teacher), steps, renderer)
     model, theirs = load_model(teacher)
     require_same_vocabulary(tokenizer, theirs)
     model = model.to(learner.accelerator.device)
     return Tutor(how, frozen(model, learner.max_len), steps, renderer)
+
+
+def _at_server(
+    how: Distillation, learner: Learner, tokenizer: Any, addresses: str
+) -> EngineTeacher:
+    student: Any = base_model(learner.model)
+    vocabulary = student.get_input_embeddings().weight.shape[0]
+    engine = served(addresses, tokenizer, learner.max_len)
+    teacher = EngineTeacher(engine, vocabulary, likeliest(how))
+    try:
+        teacher.require(how)
+    except TeacherMismatch:
+        teacher.close()
+        raise
+    return teacher

@@ -1,0 +1,76 @@
+"""A teacher on a server teaches what its model does in this process, or is refused at start."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from servers import small
+from test_engine_training import run, tokens
+
+from turnwise.agents.engines.standin import Settings as Served
+from turnwise.agents.engines.standin import StandIn
+from turnwise.agents.engines.standin import served as serving
+from turnwise.agents.engines.vllm_start import ServerUnfit
+from turnwise.agents.record import read_records
+from turnwise.trainers.model import save_model
+from turnwise.trainers.recipes import NAMES, recipe
+from turnwise.trainers.teachers import TeacherMismatch
+from turnwise.trainers.tutor import NoTeacher
+
+torch.set_num_threads(1)
+TAUGHT = [n for n in NAMES if (how := recipe(n).distillation) is not None and how.source is None]
+WHOLE = {"vopd", "gkd"}
+"""Recipes that read the teacher's whole vocabulary."""
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The folder of a model, and the address of a server that holds it."""
+    model, tokenizer = small(3)
+    folder = save_model(model, tokenizer, tmp_path_factory.mktemp("teacher") / "model")
+    settings = Served(max_model_len=512, max_logprobs=64)
+    with serving(StandIn(*small(3), settings)) as url:
+        yield str(folder), url
+
+
+@pytest.mark.parametrize("name", sorted(set(TAUGHT) - WHOLE))
+def test_a_server_teaches_what_its_model_teaches_in_this_process(teacher, tmp_path, name):
+    folder, url = teacher
+    how = {"recipe": name, "steps": 2}
+    here = run(tmp_path / "here", teacher=folder, **how)
+    there = run(tmp_path / "there", teacher=url, **how)
+    assert tokens(tmp_path / "there") == tokens(tmp_path / "here")
+    assert any(row["loss"] != 0 for row in here)
+    close = {"abs": 1e-5, "rel": 1e-5}  # of equal weights; Adam's first step enlarges roundings
+    for row, other, within in zip(here, there, (close, {"rel": 1e-3}), strict=True):
+        assert other["loss"] == pytest.approx(row["loss"], **within)
+        assert other["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+def test_who_reads_a_whole_vocabulary_is_told_so_before_anything_is_played(teacher, tmp_path, name):
+    threads = threading.active_count()
+    with pytest.raises(TeacherMismatch, match="reads the whole vocabulary"):
+        run(tmp_path / "run", teacher=teacher[1], recipe=name)
+    assert not (tmp_path / "run").exists() and threading.active_count() == threads
+
+
+def test_a_server_that_is_too_short_is_refused_with_what_to_change(tmp_path):
+    short = StandIn(*small(3), Served(max_model_len=95))
+    with serving(short) as url, pytest.raises(ServerUnfit, match="--max-model-len"):
+        run(tmp_path / "run", teacher=url, recipe="opd", max_tokens=96)
+
+
+def test_dagger_is_shown_the_turns_of_a_model_on_a_server(teacher, tmp_path):
+    rows = run(tmp_path / "run", teacher=teacher[1], recipe="dagger", steps=2)
+    episodes = [record.episode for record in read_records(tmp_path / "run/episodes.jsonl")]
+    assert {turn.executor for e in episodes for turn in e.turns} == {"student", "teacher"}
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_server_has_no_distributions_for_dagger(teacher, tmp_path):
+    how = {"recipe": "dagger", "recipe_options": '{"white_box": true}'}
+    with pytest.raises(NoTeacher, match="a server gives none"):
+        run(tmp_path / "run", teacher=teacher[1], **how)
