@@ -297,6 +297,10 @@ EXPERIMENTS = (
         name="tcod_robust",
         title="TCOD: the three phases, a teacher that knows every way back",
         claim="Does the curriculum help a student whose teacher is never off its support?",
+        finding="Both rise above their start and are not told from each other: with a teacher "
+        "that knows every way back there is nothing for a curriculum to mend. The "
+        "budget is small (44 and 66 updates), and the chosen rate is the lowest of the "
+        "grid.",
         env=PHASED,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
@@ -322,6 +326,9 @@ EXPERIMENTS = (
         name="tcod_short",
         title="TCOD, null: 3 stages",
         claim="In a short task there is nothing to order.",
+        finding="Level, as a null should be; in the area under success F2B is a little below. "
+        "Both lose most of what the student could do: the clean teacher has never seen "
+        "a side branch, however short the task.",
         env={"stages": 3, "turns": 6, "phased": True, "progress": 1.0},
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
@@ -361,6 +368,8 @@ EXPERIMENTS = (
         name="turn_credit_one_turn",
         title="Turn-level credit, null: one turn",
         claim="With one turn there is one credit.",
+        finding="Level, as a null should be. The start is nearly right already, and both lose a "
+        "little of it at this rate.",
         env={"stages": 1, "turns": 1, "phased": True, "progress": 1.0},
         beginning=BEGINNER,
         arms=CREDIT[:2],
