@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,14 @@ class Easy(Walks):
 
 
 def run(out: Path, engine: str = "", model=None, **more) -> list[dict[str, float]]:
+    return list(training(out, engine, model, **more))
+
+
+def training(out: Path, engine: str = "", model=None, **more) -> Iterator[dict[str, float]]:
     usual = {"tasks_per_step": 3, "group_size": 4, "max_new_tokens": 3, "max_tokens": 96}
     usual |= {"learning_rate": 1e-2, "warmup_steps": 1, "checkpoint_every": 0, "steps": 3}
     config = TrainConfig(out=out, engine=engine, **{**usual, **more})
-    return list(train(config, model=model or small(), make_env=Easy))
+    return train(config, model=model or small(), make_env=Easy)
 
 
 def tokens(out: Path) -> dict[str, list[tuple[int, ...]]]:

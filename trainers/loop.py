@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,81 +160,102 @@ def train(
     rounds = Rounds.of(config, trainee, make_env, env, recipe, tutor)
     attempts = over_ray(attempts, trainee)
     folder = open_folder(config.out, config.to_json(), resume=config.resume)
-    alarms, first = Alarms(), 0
-    if folder.resumed is not None:
-        trainee.learner.load(folder.resumed)
-        alarms.load_state_dict(json.loads((folder.resumed / "alarms.json").read_text()))
-        attempts.load(folder.resumed)
-        if tutor is not None:
-            tutor.load(folder.resumed)
-        first = folder.state["step"]
-        if rounds is not None:
-            rounds.resume(config.out, first)
-        trainee.publish()
-
-    def save(place: Path) -> None:
-        trainee.learner.save(place)
-        if not ranks.is_main():
-            return
-        (place / "alarms.json").write_text(json.dumps(alarms.state_dict()))
-        attempts.save(place)
-        if tutor is not None:
-            tutor.save(place)
-
-    done = first
-    with Interrupt() as interrupt, ranks.named():
+    run = _Run(config, recipe, env, trainee, attempts, rounds, tutor, folder)
+    with Interrupt() as interrupt, ranks.named(), closing(run):
+        done = run.resume()
         try:
-            for step in range(first, config.steps):
-                if rounds is not None:
-                    metrics = rounds.step(step, folder)
-                else:
-                    metrics = _step(config, trainee, attempts, step, recipe, folder, tutor)
-                warnings = alarms.check((rounds or attempts).comparable(metrics))
-                metrics |= {"alarms": warnings} if warnings else {}
-                folder.log(metrics)
+            for step in range(done, config.steps):
+                metrics = run.step(step)
                 done = step + 1
                 if config.checkpoint_every and done % config.checkpoint_every == 0:
-                    folder.checkpoint(done, save)
+                    folder.checkpoint(done, run.save)
                 yield metrics
                 if ranks.anywhere(interrupt.requested):
                     break
-            folder.checkpoint(done, save)
+            folder.checkpoint(done, run.save)
             ranks.on_main(
                 lambda: save_model(trainee.model, trainee.tokenizer, config.out / "model")
             )
         except RESUMABLE:
-            folder.checkpoint(done, save)
+            folder.checkpoint(done, run.save)
             raise
-        finally:
-            attempts.close()
-            folder.close()
-            env.close()
-            trainee.sampler.close()
-            for taught_by in (tutor, rounds):
-                if taught_by is not None:
-                    taught_by.close()
 
 
-def _step(
-    config: TrainConfig,
-    trainee: Trainee,
-    attempts: Attempts,
-    step: int,
-    recipe: Recipe,
-    folder: RunFolder | SharedFolder,
-    tutor: Tutor | None,
-) -> dict[str, Any]:
+@dataclass
+class _Run:
+    """What a run is made of, and what is saved of it and closed in the end."""
+
+    config: TrainConfig
+    recipe: Recipe
+    env: Env
+    trainee: Trainee
+    attempts: Attempts
+    rounds: Rounds | None
+    tutor: Tutor | None
+    folder: RunFolder | SharedFolder
+    alarms: Alarms = field(default_factory=Alarms)
+
+    def resume(self) -> int:
+        """Be as the folder's checkpoint says, if it has one; return how many steps are done."""
+        saved = self.folder.resumed
+        if saved is None:
+            return 0
+        self.trainee.learner.load(saved)
+        self.alarms.load_state_dict(json.loads((saved / "alarms.json").read_text()))
+        self.attempts.load(saved)
+        if self.tutor is not None:
+            self.tutor.load(saved)
+        done = int(self.folder.state["step"])
+        if self.rounds is not None:
+            self.rounds.resume(self.config.out, done)
+        self.trainee.publish()
+        return done
+
+    def save(self, place: Path) -> None:
+        """Write a checkpoint."""
+        self.trainee.learner.save(place)
+        if not ranks.is_main():
+            return
+        (place / "alarms.json").write_text(json.dumps(self.alarms.state_dict()))
+        self.attempts.save(place)
+        if self.tutor is not None:
+            self.tutor.save(place)
+
+    def step(self, step: int) -> dict[str, Any]:
+        """Play and learn once, and log what is to be said of it."""
+        if self.rounds is not None:
+            metrics = self.rounds.step(step, self.folder)
+        else:
+            metrics = _step(self, step)
+        warnings = self.alarms.check((self.rounds or self.attempts).comparable(metrics))
+        metrics |= {"alarms": warnings} if warnings else {}
+        self.folder.log(metrics)
+        return metrics
+
+    def close(self) -> None:
+        """Close files, environments and connections."""
+        self.attempts.close()
+        self.folder.close()
+        self.env.close()
+        self.trainee.sampler.close()
+        for teaching in (self.tutor, self.rounds):
+            if teaching is not None:
+                teaching.close()
+
+
+def _step(run: _Run, step: int) -> dict[str, Any]:
     """Rollout, credit, update, publish: one batch of groups, and what is to be said of it."""
+    config, trainee, attempts, tutor = run.config, run.trainee, run.attempts, run.tutor
     start = time.process_time()
     groups = attempts.of_step(step)
     played = time.process_time()
     episodes = _episodes(groups)
-    folder.records.extend(episodes)
+    run.folder.records.extend(episodes)
     require_enough(episodes, config.max_failed, config.max_tokens)
     attempts.ahead(step)
     groups = [own_attempts(group) for group in groups]
     metrics = rollout_metrics(_episodes(groups)) | attempts.metrics(episodes)
-    metrics |= _update(config, trainee, groups, recipe, tutor)
+    metrics |= _update(config, trainee, groups, run.recipe, tutor)
     attempts.note(metrics)
     if tutor is not None:
         tutor.note(metrics)

@@ -1,0 +1,126 @@
+"""A hundred faults of servers in mid-training: no trained episode is lost, twice there or wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter, defaultdict
+
+import pytest
+import torch
+from servers import standin
+from test_engine_training import run, tokens, training
+
+from turnwise.agents.engines.base import EngineError
+from turnwise.agents.engines.standin import served
+from turnwise.agents.engines.vllm_start import ServerUnfit
+from turnwise.agents.record import read_records
+from turnwise.envs.types import Episode, Outcome
+
+torch.set_num_threads(1)
+FAULTS = ("cut", "refused", "lie", "slow", "slow", "cut")
+"""Two of six lose the request; the others are borne by the client."""
+
+
+class Faulty:
+    """An application that answers some requests for tokens badly.
+
+    Args:
+        share: of the requests, from the first one on that samples an episode.
+    """
+
+    def __init__(self, app, rng: random.Random, share: float) -> None:
+        self.app, self.rng, self.share, self.made = app, rng, share, Counter[str]()
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/v1/completions":
+            return await self.app(scope, receive, send)
+        event = await receive()
+        body = json.loads(event["body"])
+        fault = self._fault() if body.get("cache_salt") else ""
+
+        async def again():
+            return event
+
+        if fault == "refused":
+            return await _answer(send, 503, {"error": {"message": "overloaded"}})
+        await asyncio.sleep(0.05 if fault == "slow" else 0)
+        events = []
+
+        async def keep(sent) -> None:
+            events.append(sent)
+
+        await self.app(scope, again, keep)
+        start, answer = events
+        if fault == "cut":  # the connection ends amid the body
+            await send(start)
+            return await send({**answer, "body": answer["body"][:-20], "more_body": True})
+        if fault == "lie":
+            said = json.loads(answer["body"])
+            said["choices"][0]["token_ids"].append(5)
+            return await _answer(send, 200, said)
+        await send(start)
+        await send(answer)
+
+    def _fault(self) -> str:
+        fault = self.rng.choice(FAULTS) if self.rng.random() < self.share else ""
+        self.made[fault or "none"] += 1
+        return fault
+
+
+async def _answer(send, status: int, said) -> None:
+    raw = json.dumps(said).encode()
+    head = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": raw})
+
+
+def played(out) -> dict[int, list[Episode]]:
+    """The episodes on record, by step."""
+    by_step = defaultdict(list)
+    for record in read_records(out / "episodes.jsonl"):
+        by_step[int(record.episode.group[1:].split("-")[0])].append(record.episode)
+    return by_step
+
+
+def to_the_end(out, engine: str, **how) -> tuple[list[dict], int]:
+    """Train, and go on as often as the servers end the run; return the steps and the ends."""
+    rows, ends = {}, 0
+    while len(rows) < how["steps"]:
+        try:
+            for row in training(out, engine, resume=out.exists(), checkpoint_every=1, **how):
+                rows[row["step"]] = row
+        except (EngineError, ServerUnfit) as error:  # the latter: lied to by its first answers
+            ends += 1
+            assert "\n" not in str(error) and ends < 20
+    return [rows[step + 1] for step in range(how["steps"])], ends
+
+
+def test_a_hundred_faults_lose_no_trained_episode_train_none_twice_and_none_wrongly(tmp_path):
+    apps = [Faulty(standin(), random.Random(seed), 0.35) for seed in (1, 2)]
+    how = {"steps": 12, "max_failed": 0.9}
+    with served(apps[0]) as one, served(apps[1]) as two:
+        rows, ends = to_the_end(tmp_path / "run", f"{one},{two}", **how)
+    made = sum((app.made for app in apps), Counter())
+    assert made.total() - made["none"] >= 100 and min(made[fault] for fault in FAULTS) >= 10
+    by_step = played(tmp_path / "run")
+    every = [episode for step in by_step.values() for episode in step]
+    assert len({episode.id for episode in every}) == len(every) == 12 * 12
+    assert {e.outcome for e in every} <= {Outcome.OK, Outcome.INFRA_ERROR}
+    assert sum(e.attempts > 1 for e in every) >= 10 and ends < 20
+    for step, row in enumerate(rows):
+        whole = [e for e in by_step[step] if e.outcome is Outcome.OK]
+        updates = row["policy_version"] - (rows[step - 1]["policy_version"] if step else 0)
+        sampled = sum(len(turn.action_ids) for e in whole for turn in e.turns)
+        assert row["trained_tokens"] * updates == pytest.approx(sampled)  # a mean over the updates
+        assert row["lost"] == pytest.approx(1 - len(whole) / 12)
+        assert row["engine_gap"] < 1e-4
+    calm = run(tmp_path / "calm", "embedded", **how)
+    losses = [step for step, row in enumerate(rows) if row["lost"]]
+    same, drawn = tokens(tmp_path / "calm"), tokens(tmp_path / "run")
+    for step in range(losses[0] + 1 if losses else 12):  # until then nothing is learnt otherwise
+        for episode in by_step[step]:
+            assert episode.outcome is not Outcome.OK or drawn[episode.id] == same[episode.id]
+        if step not in losses:
+            assert rows[step]["loss"] == pytest.approx(calm[step]["loss"], abs=1e-5)
