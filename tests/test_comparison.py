@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from turnwise.agents.rollout import jobs_for, play
 from turnwise.envs.builtin.corridor import Corridor
 from turnwise.trainers import contest
-from turnwise.trainers.comparison import area, best_rate, crossing, paired, stalled, thirds, verdict
+from turnwise.trainers.comparison import area, best_rate, crossing, paired, thirds, verdict
 from turnwise.trainers.contest import Arm, Experiment, Job, Models, School, beginning, run
 from turnwise.trainers.equal_start import StartPlan, TargetMissed, equal_start, interpolated
+from turnwise.trainers.guard import Guard
 from turnwise.trainers.model import load_model
 from turnwise.trainers.results_page import page_of
 from turnwise.trainers.suite import Suite, run_suite
@@ -81,14 +82,6 @@ def test_a_rate_is_chosen_by_its_mean_and_a_tie_goes_to_the_lower_one():
     assert best_rate({3e-3: [0.5], 1e-3: [0.5]}) == 1e-3
     with pytest.raises(ValueError, match="needs a score"):
         best_rate({1e-3: []})
-
-
-def test_distillation_is_left_once_success_has_not_risen_for_a_while():
-    assert not stalled([0.3, 0.4, 0.5], patience=2)
-    assert not stalled([0.3, 0.5, 0.4], patience=2)
-    assert stalled([0.3, 0.5, 0.4, 0.5], patience=2)
-    assert stalled([0.3, 0.1, 0.1], patience=2), "it destroys what was there"
-    assert not stalled([0.3, 0.1], patience=2)
 
 
 def test_thirds_are_the_means_of_the_steps_that_have_the_metric():
@@ -303,10 +296,11 @@ def _table():
 
 def test_a_pipeline_leaves_its_teacher_and_is_charged_for_looking_whether_it_should(done):
     first = Arm(name="first", method="tcod_f2b", options={"every": 1}, teacher="mini")
-    both = replace(first, name="both", then=Arm(name="after", method="turn_rloo"))
-    job = Job(experiment=replace(SMALL, budget=1200), arm=both, seed=0, rate=1e-5)
+    after, soon = Arm(name="after", method="turn_rloo"), Guard(every=1 / 8, patience=1)
+    both = replace(first, name="both", then=after, guard=soon)
+    job = Job(experiment=replace(SMALL, budget=2000), arm=both, seed=0, rate=1e-5)
     found = run(job, done.out)  # at this rate nothing rises for long
-    looked = 32 * found["end"]["turns"]
+    looked = contest.VALIDATED * found["end"]["turns"]
     assert looked < found["left_at"] < found["env_steps"]
     assert "teacher_kl_on" in found["metrics"]["first"]
     assert "teacher_kl_on" not in found["metrics"]["last"]

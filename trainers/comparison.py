@@ -83,19 +83,6 @@ def best_rate(scores: Mapping[float, Sequence[float]]) -> float:
     return max(sorted(scores), key=lambda rate: fmean(scores[rate]))
 
 
-def stalled(seen: Sequence[float], patience: int, gain: float = 0.0) -> bool:
-    """Return whether the last `patience` scores brought nothing: none beats the best before them.
-
-    Args:
-        seen: validation scores so far, the start's first.
-        patience: how many scores must fail to rise.
-        gain: by more than this.
-    """
-    if len(seen) <= patience:
-        return False
-    return max(seen[-patience:]) <= max(seen[:-patience]) + gain
-
-
 def thirds(rows: Sequence[Mapping[str, Any]], wanted: Callable[[str], bool]) -> dict[str, Any]:
     """Return the mean of each metric in the first and in the last third of the steps.
 
