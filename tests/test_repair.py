@@ -353,7 +353,7 @@ def test_a_shell_sees_the_files_and_what_it_does_to_programs_counts(shell):
 def test_what_a_shell_does_to_tests_and_to_the_box_earns_nothing(shell):
     (name,) = shell.files
     said = "echo > test_*; echo 'x = 1' > json.py; (while true; do echo 'x = 1' > /tmp/y; done) & "
-    play(shell, "bash", command=said + "mkdir -p /tmp/run-1; pkill -9 python3; echo done")
+    play(shell, "bash", command=said + "mkdir -p /tmp/run; pkill -9 python3; echo done")
     play(shell, "bash", command=f"echo > {name}; rm {name}")
     assert shell.files == {name: ""}
     assert "0 of 8 tests pass" in play(shell, "run_tests")[0]

@@ -92,7 +92,7 @@ def told(error: BaseException, folder: str) -> str:
         where = f" ({os.path.basename(error.filename)} line {error.lineno})"
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if name.startswith(folder):
+        if name.startswith(folder + "/"):
             where = f" ({os.path.basename(name)} line {trace.tb_lineno})"
         trace = trace.tb_next
     return text + where
@@ -163,12 +163,18 @@ class Spare:
         """Whether it still waits; an earlier program's process, if it hid, can have ended it."""
         return os.waitpid(self.pid, os.WNOHANG)[0] == 0
 
+    def forget(self) -> None:
+        """Close what led to one that is gone."""
+        os.close(self.ask)
+        os.close(self.said)
+
     def run(self, request: bytes, wall_s: float) -> dict[str, str]:
         """Have it run the program, end it; return the outcomes and how it came to its end."""
         with contextlib.suppress(BrokenPipeError), open(self.ask, "wb") as pipe:
             pipe.write(request)
         text, ended = _listen(self.said, time.monotonic() + wall_s)
         with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.SIGKILL)  # also one that was stopped before its `setsid`
             os.killpg(self.pid, signal.SIGKILL)
         if ended == "gone" and self._out_of_time():
             ended = "late"
@@ -230,6 +236,7 @@ def serve() -> NoReturn:
             os._exit(0)
         request = sys.stdin.buffer.read(LENGTH.unpack(head)[0])
         if not spare.alive():
+            spare.forget()
             spare = Spare()
         answer = json.dumps(spare.run(request, json.loads(request)["wall_s"])).encode()
         sys.stdout.buffer.write(LENGTH.pack(len(answer)) + answer)

@@ -48,7 +48,8 @@ class Brief(Task):
     kinds: tuple[str, ...] = KINDS
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kinds", tuple(self.kinds))  # JSON makes a list of it
+        kinds = known_names("kind of field", self.kinds, KINDS) or KINDS  # JSON makes a list of it
+        object.__setattr__(self, "kinds", kinds)
         check_drawn(self, pages=(1, 6), fields=(1, 6), distractors=(0, 12), optional=(0, 3))
 
 
@@ -62,15 +63,16 @@ class Forms(WebEnv):
         distractors: Facts that no field asks for, 0 to 12.
         strict: The brief writes dates and codes otherwise than the form accepts them.
         optional: Fields to be left blank, 0 to 3.
-        kinds: Of fields, names in `forms_world.KINDS`: all by default. The page about a car is not
-            narrowed. With few fields of few values, as ticks alone, a split asks for what no other
-            one ever shows.
+        kinds: Of fields, names in `forms_world.KINDS`: all by default. Neither what is asked about
+            a car nor optional fields are narrowed. With few fields of few values, as ticks alone,
+            a split asks for what no other one ever shows, or has no brief at all.
         slack: Turns beyond what the expert needs.
         options: See `WebEnv`: `mode`, `view_lines`, `remind`, `pictures`, `actions`.
 
     Raises:
         ValueError: a number lies outside its range.
         UnknownName: there is no such kind of field.
+        RuntimeError: by `tasks`, where a split has no brief of these kinds.
 
     Example:
         `make("turnwise/Forms-v1", pages=1, fields=2, strict=False, actions="command")`
@@ -109,13 +111,14 @@ class Forms(WebEnv):
     def tasks(self, split: str) -> Sequence[Brief]:
         """Return the briefs of a split, made on demand; numbers of pages take turns."""
         self.known_split(split)
+        if self._fields["kinds"] != KINDS:
+            task_world(self._brief(split, 0))  # refuses a split that has none such
+        return TaskRange(lambda index: self._brief(split, index), SIZES[split])
+
+    def _brief(self, split: str, index: int) -> Brief:
         least, most = self.pages
-        return TaskRange(
-            lambda index: Brief(
-                split=split, index=index, pages=least + index % (most - least + 1), **self._fields
-            ),
-            SIZES[split],
-        )
+        pages = least + index % (most - least + 1)
+        return Brief(split=split, index=index, pages=pages, **self._fields)
 
     def setup(self, task: Brief, rng: random.Random) -> str:
         """Open the form and return the brief and the first page."""
@@ -196,6 +199,8 @@ class Forms(WebEnv):
 def task_world(task: Brief) -> World:
     """Return the form and the brief of a task."""
     fields = task.to_json()
+    if task.kinds == KINDS:  # the tasks of before there was a choice stay what they were
+        del fields["kinds"]
     rng = random.Random(derive("forms", fields))
     for name in ("hidden", "split", "index"):
         del fields[name]

@@ -56,6 +56,8 @@ class PythonTool(CodeEnv):
     Args:
         kinds: of question, names of `python_problems.KINDS`, which the tasks take in turns; all
             by default.
+        terms: numbers that a question asks the sum of, or (least, most), 1 to 3; tasks take turns.
+            One term of such a sum may be asked for alone in another split.
         options: See `SandboxEnv`.
 
     Raises:

@@ -50,6 +50,7 @@ class Asked(Task):
         schemas = known_names("schema", self.schemas or SPLIT_SCHEMAS[self.split], SCHEMAS)
         object.__setattr__(self, "schemas", schemas)  # JSON makes a list of it
         object.__setattr__(self, "kinds", known_names("kind of question", self.kinds, KINDS))
+        asked_at(self.depth, self.kinds)
 
 
 class Sql(ToolEnv):
@@ -68,13 +69,14 @@ class Sql(ToolEnv):
         schema_shown: whether the first message holds the schema.
         max_rows: rows that `query` shows.
         slack: turns beyond what the expert needs.
-        kinds: of question, names in `sql_questions.KINDS`; all of a depth by default. With one
-            schema some kinds ask few queries (`filtered` of a shop: nine), and a split asks for
-            those that no other one ever shows.
+        kinds: of question, names in `sql_questions.KINDS`; all of a depth by default. Some schemas
+            cannot be asked all kinds, and with one schema some kinds ask few queries (`filtered` of
+            a shop: nine): a split then asks for those that no other one ever shows, or none.
 
     Raises:
         ValueError: a number lies outside its range, or a depth has none of the kinds.
         UnknownName: there is no such schema or kind of question.
+        RuntimeError: by `tasks`, where a split can ask none of the kinds.
 
     Example:
         env = make("turnwise/Sql-v1", depth=1, schemas=("shop",), schema_shown=True)
@@ -109,6 +111,8 @@ class Sql(ToolEnv):
     def tasks(self, split: str) -> Sequence[Asked]:
         """Return the questions of a split, made on demand; depths take turns."""
         known = self.known_split(split)
+        if self.kinds:
+            make_world(canonical_json(self._task(known, 0).to_json()))  # refuses what it cannot ask
         return TaskRange(lambda index: self._task(known, index), SIZES[known])
 
     def _task(self, split: str, index: int) -> Asked:

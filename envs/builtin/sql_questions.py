@@ -325,8 +325,9 @@ def asked_at(depth: int, kinds: Sequence[str]) -> list[Ask]:
     """
     known = {ask.__name__: ask for ask in DEPTHS[depth - 1]}
     if kinds and not known.keys() & set(kinds):
+        depths = sorted({KINDS[kind] for kind in kinds})
         raise ValueError(
-            f"depth {depth} asks {', '.join(known)}, none of kinds {tuple(kinds)}; name one of "
-            "these, too, or leave the depth out"
+            f"depth {depth} asks {', '.join(known)}, none of kinds {tuple(kinds)}: name one of "
+            f"these, too, or ask at depth {' or '.join(map(str, depths))} alone"
         )
     return [ask for name, ask in known.items() if not kinds or name in kinds]

@@ -27,6 +27,7 @@ from turnwise.envs.builtin.sql_world import (
 )
 from turnwise.envs.seeds import derive
 from turnwise.envs.split_shares import belongs
+from turnwise.envs.types import canonical_json
 
 TRIES = 5000
 HIDDEN_TRIES = 100
@@ -53,8 +54,9 @@ def make_world(text: str) -> SqlWorld:
         RuntimeError: nothing of this depth can be asked about these schemas.
     """
     task = json.loads(text)
-    rng = random.Random(derive("sql", text))
-    asks = asked_at(task["depth"], task["kinds"])
+    asks = asked_at(task["depth"], kinds := task.pop("kinds"))
+    # The tasks of before there was a choice stay what they were.
+    rng = random.Random(derive("sql", text if kinds else canonical_json(task)))
     for _ in range(TRIES):
         schema = SCHEMAS[rng.choice(task["schemas"])]
         question = rng.choice(asks)(rng, schema)
