@@ -312,6 +312,23 @@ def test_each_kind_of_field_fills_as_many_pages_as_there_can_be():
         Forms(kinds=("dates",))
 
 
+@pytest.mark.parametrize(("kinds", "error"), [(("dates",), UnknownName), ("date", TypeError)])
+def test_kinds_of_a_brief_made_by_hand_are_checked_and_none_are_all(kinds, error):
+    with pytest.raises(error):
+        Brief(kinds=kinds)
+    assert Brief(kinds=()) == Brief() and Brief(kinds=["date"]).kinds == ("date",)
+
+
+def test_a_split_without_a_brief_of_these_kinds_is_refused_before_an_episode():
+    narrow = {"pages": 1, "fields": 1, "distractors": 0, "optional": 0, "strict": False}
+    with pytest.raises(RuntimeError, match="none of 2000 problems belongs to split 'test'"):
+        Forms(kinds=("select",), **narrow).tasks("test")
+
+
+def test_default_tasks_are_those_of_before_there_were_kinds():
+    assert "Moved in on: 18 June 1962" in task_world(Forms().tasks("test")[0]).text
+
+
 def test_the_brief_follows_from_the_task_alone():
     task = Forms().tasks("train")[777]
     assert task_world(task) == task_world(Brief(**task.to_json()))

@@ -1,11 +1,12 @@
 """Laws of Repair: a right program pays, and nothing else does, whatever it does to its judge."""
 
 import random
+import time
 
 import pytest
 from boxes import need_bubblewrap
 
-from turnwise.envs.builtin.code_box import Call, outcomes
+from turnwise.envs.builtin.code_box import KERNEL, Call, outcomes, start_runner
 from turnwise.envs.builtin.code_runner import shown
 from turnwise.envs.builtin.mutate import apply
 from turnwise.envs.builtin.repair import Repair
@@ -295,6 +296,31 @@ def test_one_run_leaves_nothing_to_the_next():
         outcomes(box, {"p.py": first + "def f(): return 1\n"}, [Call("p", "f", ())])
         second = "import collections\ndef f(): return collections.OrderedDict is None\n"
         assert outcomes(box, {"q.py": second}, [Call("q", "f", ())])[0].text == "False"
+
+
+def test_a_waiting_process_that_was_ended_or_stopped_costs_no_later_run():
+    need_bubblewrap()
+    program = {"p.py": "def f(): return 1\n"}
+    hurt = """
+import os, signal, time
+while not (born := open(f"/proc/{{tw_runner.pid}}/task/{{tw_runner.pid}}/children").read().split()):
+    time.sleep(0.01)
+for pid in born: os.kill(int(pid), signal.{signal})
+opened = len(os.listdir(f"/proc/{{tw_runner.pid}}/fd"))
+print(opened)
+"""
+    with open_sandbox(limits=Repair.limits) as box:
+        start_runner(box)
+        opened = set()
+        for _ in range(5):
+            opened.add(box.cell(hurt.format(signal="SIGKILL"), kernel=KERNEL).stdout)
+            time.sleep(0.1)
+            assert outcomes(box, program, [Call("p", "f", ())])[0].text == "1"
+            time.sleep(0.1)
+        assert len(opened) == 1, opened
+        box.cell(hurt.format(signal="SIGSTOP"), kernel=KERNEL)
+        assert outcomes(box, program, [Call("p", "f", ())])[0].kind == "late"
+        assert outcomes(box, program, [Call("p", "f", ())])[0].text == "1"
 
 
 def test_values_are_shown_without_asking_them():

@@ -7,7 +7,7 @@ import time
 import pytest
 from boxes import need_bubblewrap
 
-from turnwise.envs.builtin.sql import Sql, same
+from turnwise.envs.builtin.sql import Asked, Sql, same
 from turnwise.envs.builtin.sql_box import KERNELS, Database, QueryFailed, Result
 from turnwise.envs.builtin.sql_questions import DEPTHS, KINDS
 from turnwise.envs.builtin.sql_tasks import make_world
@@ -93,6 +93,21 @@ def test_a_kind_that_is_named_is_the_only_one_asked_and_its_depth_must_be_asked_
     assert {re.sub(r"[\d-]+", "N", question.text) for question in made} <= shapes
     with pytest.raises(ValueError, match=f"depth {depth % 5 + 1} asks .*, none of kinds"):
         Sql(depth=depth % 5 + 1, kinds=(kind,))
+
+
+def test_a_split_that_can_ask_none_of_the_kinds_is_refused_before_an_episode():
+    with pytest.raises(RuntimeError, match=r"airline.*allow more schemas"):
+        Sql(depth=1, kinds=("narrowed",)).tasks("test")
+    with pytest.raises(ValueError, match="ask at depth 1 alone"):
+        Sql(kinds=("filtered",))
+    with pytest.raises(ValueError, match="depth 5 asks"):
+        Asked(depth=5, kinds=("filtered",))
+
+
+def test_default_tasks_are_those_of_before_there_were_kinds():
+    task = Sql().tasks("test")[0]
+    text = make_world(canonical_json(task.to_json())).question.text
+    assert text == "How many flights are there with distance above 33?"
 
 
 def test_a_query_that_holds_the_answer_is_wrong_on_the_other_database(sql):
