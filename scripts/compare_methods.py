@@ -282,6 +282,10 @@ EXPERIMENTS = (
         name="pipeline_robust",
         title="Pipeline with a teacher that knows the failures",
         claim="Does it beat every single method?",
+        finding="It does not: F2B alone ends above the pipeline, in success and in progress, "
+        "and OPD + GRPO above it in progress; it is level with turn_rloo and SOD. While "
+        "this teacher still teaches, every step away from it is lost, and leaving is "
+        "charged besides. The chosen rate is the lower one of two.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
