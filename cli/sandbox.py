@@ -31,7 +31,7 @@ class Ls(Action):
 
 @dataclass(frozen=True)
 class Gc(Action):
-    """Remove what owners that have ended left: containers, cgroups, folders. Spares the living.
+    """Remove what owners that have ended left: boxes, containers, cgroups, folders.
 
     example:
       turnwise sandbox gc

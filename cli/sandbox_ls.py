@@ -68,10 +68,10 @@ def collect(options: Gc, *, json: bool) -> int:
         print_json(asdict(swept))
         return 0
     out = console()
-    for name in (*swept.containers, *swept.folders):
+    for name in (*swept.boxes, *swept.containers, *swept.folders):
         out.print(Text(f"removed {name}"))
-    counts = f"{len(swept.containers)} containers, {len(swept.folders)} folders"
-    out.print(Text(f"removed {counts}, {swept.cgroups} cgroups"))
+    counts = f"{len(swept.boxes)} boxes, {len(swept.containers)} containers"
+    out.print(Text(f"removed {counts}, {len(swept.folders)} folders, {swept.cgroups} cgroups"))
     return 0
 
 

@@ -186,6 +186,9 @@ def _start(spec: SandboxSpec, parts: _Parts, layer: layers.Layer | None) -> Gues
     with open(told, "rb", buffering=0) as info:
         with _Passed([there.detach(), tell]) as passed:
             extra = _extra(spec, parts, layer, passed)
+            # bwrap writes there while its child waits for it. If it also holds the end to read
+            # from, a dead owner is no broken pipe, which would leave the child waiting for ever.
+            extra["info_fd"] = passed.add(os.dup(told))
             argv = _argv(spec, parts, token, passed, extra.get("workdir_fd"))
             parts.process = spawn(lambda: _popen(argv, passed.fds, parts, spec))
         parts.pid = _guest_pid(info.fileno())

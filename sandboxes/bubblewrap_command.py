@@ -10,6 +10,8 @@ from pathlib import Path
 
 from turnwise.sandboxes.base import Limits, NoSafeSandbox, SandboxSpec
 from turnwise.sandboxes.inside import SEGMENT_PAGES, START_GUEST
+from turnwise.sandboxes.owner import owner_of_this_process
+from turnwise.sandboxes.strays import signature
 
 INSTALL = "apt-get install -y bubblewrap"
 INSTALL_PYTHON = "apt-get install -y python3"
@@ -37,7 +39,7 @@ def command(
     argv += ["--unshare-net", "--unshare-user", "--disable-userns"]
     argv += ["--uid", str(BOX_UID), "--gid", str(BOX_UID), "--hostname", "sandbox"]
     argv += ["--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--cap-drop", "ALL"]
-    argv += _rootfs()
+    argv += [*signature(owner_of_this_process()), *_rootfs()]
     # What there is of the kernel's settings per namespace would be the box's own to change.
     argv += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
     argv += ["--dev", "/dev", "--remount-ro", "/dev"]

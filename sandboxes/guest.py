@@ -242,8 +242,9 @@ class Guest:
             with contextlib.suppress(OSError):  # the host sees to it that we are in
                 os.write(door, b"0")
             os.close(door)
-        if "workdir_fd" in header:
-            os.close(header["workdir_fd"])  # it is mounted by now
+        for no_more in ("workdir_fd", "info_fd"):  # it is mounted by now, and it is read
+            if no_more in header:
+                os.close(header[no_more])
         if "kills" in header:
             os.set_inheritable(header["kills"], False)
             self.children.shortage.watch(header["kills"])

@@ -3,8 +3,9 @@
 1. The guest ends when its channel closes: that is enough for a `kill -9`, and lies in `guest.py`.
 2. At exit, and at a SIGTERM that nobody else handles, this process ends its own boxes.
 3. A sweep, at the first start of a process and each minute while it has boxes, removes what owners
-   that were killed could not: containers by their labels, cgroups, folders. It goes by the proof
-   that an owner has ended or by a deadline that has passed, and touches nothing else.
+   that were killed could not: containers by their labels, boxes that were starting, cgroups,
+   folders. It goes by the proof that an owner has ended or by a deadline that has passed, and
+   touches nothing else.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from turnwise.sandboxes import cgroup, owner
 from turnwise.sandboxes.base import Sandbox, SandboxError
 from turnwise.sandboxes.owner import DEADLINE_LABEL, OWNER_LABEL
+from turnwise.sandboxes.strays import sweep_boxes
 
 PERIOD_S = 60.0
 GRACE_S = 5.0
@@ -43,6 +45,7 @@ class Swept:
     cgroups: int = 0
     folders: tuple[str, ...] = ()
     containers: tuple[str, ...] = ()
+    boxes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +100,13 @@ def sweep(*, containers: bool = True) -> Swept:
     Args:
         containers: ask the docker engine, too, if one answers.
     """
+    boxes = sweep_boxes()
     cgroups = cgroup.sweep_leftovers()
     folders: tuple[str, ...] = ()
     # The folders say where cgroups lie, and one may still hold a process that is just ending.
     if next(cgroup.leftovers(), None) is None:
         folders = tuple(str(folder) for folder in owner.sweep_folders())
-    return Swept(cgroups, folders, _sweep_containers() if containers else ())
+    return Swept(cgroups, folders, _sweep_containers() if containers else (), boxes)
 
 
 def list_containers() -> list[Container]:

@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from turnwise.sandboxes import cgroup, owner, reaper, watchdog
+from turnwise.sandboxes import cgroup, owner, reaper, strays, watchdog
 from turnwise.sandboxes.base import SandboxError
-
-_BWRAP_GUEST = b"from turnwise.sandboxes.guest import main"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +46,18 @@ def _pid_in(path: Path) -> int:
 
 
 def _boxes() -> Iterator[Found]:
-    """Boxes of bubblewrap, told by the command line of the bwrap that their owner started."""
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                argv = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
-                outer = argv[0].endswith(b"bwrap") and b"--as-pid-1" in argv
-                parent = _parent(int(name))
-                if outer and any(_BWRAP_GUEST in word for word in argv) and not _is_bwrap(parent):
-                    yield _box(int(name), argv[-3].decode(), parent)
+    """Boxes of bubblewrap, each by the outermost bwrap that is left of it."""
+    for box in strays.seen_boxes():
+        with contextlib.suppress(OSError, ValueError):
+            if not _is_bwrap(parent := _parent(box.pid)):
+                yield _box(box, parent)
 
 
-def _box(pid: int, token: str, parent: int) -> Found:
-    tree = sum(watchdog._resident(below) for below in watchdog._below(pid))
-    return Found("box", f"bwrap-{token[:8]}", parent, True, _age_s(pid), round(tree / 2**20, 1))
+def _box(box: strays.SeenBox, parent: int) -> Found:
+    alive = owner.is_alive(box.owner)
+    who = parent if alive else owner.pid_of(box.owner)  # who is alive is known by its number here
+    tree = sum(watchdog._resident(below) for below in watchdog._below(box.pid))
+    return Found("box", box.id, who, alive, _age_s(box.pid), round(tree / 2**20, 1))
 
 
 def _parent(pid: int) -> int:

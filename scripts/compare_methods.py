@@ -213,7 +213,8 @@ EXPERIMENTS = (
         arms=tuple(TCOD.values()),
         pairs=TCOD_PAIRS,
         plan=WIDE,
-        budget=8_000,
+        budget=48_000,
+        rates=GENTLE,
     ),
     experiment(
         name="sod_clean",
@@ -292,7 +293,8 @@ EXPERIMENTS = (
         arms=(*pipeline("robust"), SOD_ROBUST["SOD"], SOD_ROBUST["OPD + GRPO"]),
         pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "SOD", "OPD + GRPO")),
         plan=MANY,
-        budget=48_000,
+        budget=144_000,
+        rates=(5e-4, 1e-3),
     ),
     experiment(
         name="dagger",
@@ -321,7 +323,7 @@ EXPERIMENTS = (
         arms=tuple(TCOD_ROBUST[name] for name in ("OPD", "F2B")),
         pairs=TCOD_PAIRS[:1],
         plan=WIDE,
-        budget=8_000,
+        budget=48_000,
         rates=GENTLE,
     ),
     experiment(
@@ -349,7 +351,7 @@ EXPERIMENTS = (
         arms=tuple(TCOD[name] for name in ("OPD", "F2B")),
         pairs=TCOD_PAIRS[:1],
         plan=WIDE,
-        budget=3_000,
+        budget=24_000,
         rates=GENTLE,
     ),
     experiment(
@@ -362,7 +364,7 @@ EXPERIMENTS = (
         arms=tuple(TCOD[name] for name in ("OPD", "F2B", "OPD, constant cut T/4")),
         pairs=TCOD_PAIRS[:1] + TCOD_PAIRS[3:4] + TCOD_PAIRS[5:],
         plan=WIDE,
-        budget=8_000,
+        budget=48_000,
         rates=GENTLE,
     ),
     experiment(

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from boxes import need_bubblewrap, need_docker, processes_with, wait_until
 
-from turnwise.sandboxes import Limits, cgroup, open_sandbox, owner, reaper
+from turnwise.sandboxes import Limits, cgroup, open_sandbox, owner, reaper, strays
 from turnwise.sandboxes.reaper import Container
 
 pytestmark = pytest.mark.xdist_group("engine")  # an engine at work mounts, too
@@ -188,6 +189,65 @@ def test_the_sweep_spares_an_owner_that_lives(word):
         sweep_in_a_new_process("bubblewrap")
         assert cgroups_of(said[0]) + folders_of(said[0]) == kept
         assert processes_with(word)
+
+
+# ---------------------------------------------------------------- killed amid a start
+
+STARTING = """
+import os, signal
+from turnwise.sandboxes import bubblewrap, open_sandbox, owner
+print(owner.owner_of_this_process(), flush=True)
+bubblewrap._guest_pid = lambda info: os.kill(os.getpid(), signal.SIGKILL)
+open_sandbox("bubblewrap")
+"""
+
+
+def boxes_of(name: str) -> list[strays.SeenBox]:
+    return [box for box in strays.seen_boxes() if box.owner == name]
+
+
+def test_an_owner_that_is_killed_while_its_box_starts_leaves_no_bwrap_that_waits_for_it():
+    need_bubblewrap()
+    argv = [sys.executable, "-c", STARTING]
+    names = []
+    for _ in range(3):
+        killed = subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        names.append(killed.stdout.strip())
+    assert wait_until(lambda: not any(boxes_of(name) for name in names))
+
+
+@contextlib.contextmanager
+def looks_like_a_box_of(name: str):
+    """Start a process with the command line of a bwrap that this owner started."""
+    words = [*strays.signature(name), strays._GUEST.decode(), "0123456789", "7"]
+    argv = ["bwrap", "-c", "import time; time.sleep(100)", *words]
+    with subprocess.Popen(argv, executable=sys.executable) as process:
+        try:
+            assert wait_until(lambda: process.pid in [box.pid for box in strays.seen_boxes()])
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_sweep_ends_the_boxes_of_owners_that_provably_ended_and_no_others():
+    world, mine = owner._world(), owner.owner_of_this_process()
+    dead, elsewhere = f"{world}:{2**22 + 1}:1", f"another-boot-1:{2**22 + 1}:1"
+    with contextlib.ExitStack() as started:
+        stray, *spared = [
+            started.enter_context(looks_like_a_box_of(name))
+            for name in (dead, mine, elsewhere, "nobody")
+        ]
+        reaper.sweep(containers=False)
+        assert stray.wait(10) == -signal.SIGKILL
+        assert [process.poll() for process in spared] == [None] * 3
+
+
+def test_a_number_that_went_to_another_process_is_not_killed():
+    with looks_like_a_box_of(owner.owner_of_this_process()) as process:
+        (box,) = [box for box in strays.seen_boxes() if box.pid == process.pid]
+        assert not strays._end(replace(box, argv=b"bwrap of before"))
+        assert process.poll() is None and strays._end(box)
 
 
 # ---------------------------------------------------------------- SIGTERM
