@@ -78,9 +78,15 @@ def models(folder: Path) -> None:
 def settings(folder: Path, name: str, **more) -> dict:
     """What `TrainConfig` takes."""
     kind, _, shard = name.partition("-")
-    found = {**USUAL, **RUNS[kind], "out": folder / name, **more}
+    found = {**USUAL, **RUNS[kind], "out": folder / name, **_options(folder.parent), **more}
     named = {key: str(folder.parent / found[key]) for key in ("model", "teacher") if key in found}
     return {**found, **named, "shard": bool(shard) and ranks.asked() > 1}
+
+
+def _options(home: Path) -> dict:
+    """Further settings of all runs of several processes, where a test has left any."""
+    place = home / "options.json"
+    return json.loads(place.read_text()) if ranks.asked() > 1 and place.exists() else {}
 
 
 def go(folder: Path, name: str, **more) -> list[dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from turnwise.agents.record import read_records
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.loop import train
 from turnwise.trainers.model import load_model
+from turnwise.trainers.run_folder import RunFolderError
 
 torch.set_num_threads(1)
 HOW = [("reload", "completions"), ("phases", "generate")]
@@ -77,6 +79,52 @@ def test_adapters_alone_are_sent_where_adapters_alone_are_trained(tmp_path):
         rows = run(tmp_path / "run", url, lora_rank=2, engine_sync="lora")
     assert max(row["engine_gap"] for row in rows) < 1e-4
     assert (tmp_path / "run/served/adapter_model.safetensors").stat().st_size < 100_000
+
+
+@pytest.mark.parametrize(
+    ("sync", "depth", "more"),
+    [
+        ("reload", 1, {}),
+        ("phases", 2, {}),
+        ("lora", 1, {"lora_rank": 2}),
+    ],
+)
+def test_batches_in_flight_on_servers_of_their_own_are_those_of_the_embedded_engine(
+    tmp_path, sync, depth, more
+):
+    plan = {"pipeline_depth": depth, "steps": 4, **more}
+    own = run(tmp_path / "own", **plan)
+    with served(standin()) as one, served(standin()) as two:
+        away = run(tmp_path / "away", f"{one},{two}", engine_sync=sync, **plan)
+    assert tokens(tmp_path / "away") == tokens(tmp_path / "own")
+    for row, other in zip(own, away, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert row["max_staleness"] == other["max_staleness"]
+    assert own[-1]["max_staleness"] == 2 * depth
+
+
+def test_what_was_in_flight_is_played_on_with_its_own_weights_after_a_resumption(tmp_path):
+    with served(standin()) as url:
+        whole = run(tmp_path / "whole", url, pipeline_depth=1, steps=4)
+        run(tmp_path / "run", url, pipeline_depth=1, steps=2)
+    with served(standin()) as url:  # another server, which has never heard of the run
+        rest = run(tmp_path / "run", url, pipeline_depth=1, steps=4, resume=True)
+    assert tokens(tmp_path / "run") == tokens(tmp_path / "whole")
+    for row, other in zip(whole[2:], rest, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+
+
+def test_more_batches_at_once_than_servers_are_refused_with_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="name at least 2"):
+        run(tmp_path / "run", "http://127.0.0.1:9", pipeline_depth=2)
+
+
+def test_a_run_whose_folder_is_refused_leaves_no_connection_and_no_thread(tmp_path):
+    with served(standin()) as url:
+        run(tmp_path / "run", url, steps=1)
+        with pytest.raises(RunFolderError):
+            run(tmp_path / "run", url, steps=1)
+    assert "turnwise-background" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_resumed_run_gives_the_server_its_weights_back_and_goes_on_as_if_nothing_was(

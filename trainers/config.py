@@ -21,6 +21,11 @@ IMPORTANCE: dict[str, Importance] = {
 """Corrections that a configuration can name; a recipe may have any other."""
 
 
+def addresses_in(engine: str) -> list[str]:
+    """Return the addresses of an `engine`, which has commas between them."""
+    return engine.replace(",", " ").split()
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A run of on-policy training. The defaults run on a laptop's CPU."""
@@ -168,11 +173,11 @@ class TrainConfig:
                 f"pipeline_depth {self.pipeline_depth} overlaps batches within one process, got "
                 f"processes {self.processes}: leave one of them at its default"
             )
-        if self.engine not in ("", "embedded") and (self.pipeline_depth or self.processes > 1):
+        if self.has_servers and self.pipeline_depth > len(addresses_in(self.engine)):
             raise ValueError(
-                f"engine {self.engine!r} samples for one process that plays and learns by turns: "
-                f"leave pipeline_depth at 0 and processes at 1, got {self.pipeline_depth} and "
-                f"{self.processes}"
+                f"pipeline_depth {self.pipeline_depth} plays so many batches at once, each under "
+                f"weights of its own, and engine {self.engine!r} has fewer servers: name at least "
+                f"{self.pipeline_depth}, with commas between, or lower pipeline_depth"
             )
         if self.rank_timeout_s <= 0:
             raise ValueError(f"rank_timeout_s must be above 0, got {self.rank_timeout_s}")
@@ -188,6 +193,11 @@ class TrainConfig:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         self.environment_arguments()
         self.options_of_recipe()
+
+    @property
+    def has_servers(self) -> bool:
+        """Whether servers sample, and not the trainer's own weights."""
+        return self.engine not in ("", "embedded")
 
     def _require_importance(self) -> None:
         if self.importance and self.importance not in IMPORTANCE:

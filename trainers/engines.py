@@ -1,7 +1,8 @@
 """Where a run samples: on the trainer's own weights, or on servers that are given them.
 
 `--engine http://host:8000` and nothing else changes: the same recipe, seed and config give the
-same tokens wherever the engine draws as the embedded one does.
+same tokens wherever the engine draws as the embedded one does. Several processes share the servers,
+whose weights the first one changes; batches in flight have servers of their own.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,11 +21,15 @@ from turnwise.agents.engines.base import Engine
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.engines.functional import base_model
 from turnwise.envs.names import hint
-from turnwise.trainers.config import TrainConfig
+from turnwise.trainers import ranks
+from turnwise.trainers.config import TrainConfig, addresses_in
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.model import quiet, save_model
 
-EMBEDDED = "embedded"
+if TYPE_CHECKING:
+    from turnwise.agents.engines.vllm import VllmEngine
+    from turnwise.agents.engines.vllm_weights import SavedWeights
+
 ADDRESS = ("http://", "https://")
 """What the address of a server begins with."""
 
@@ -33,12 +39,8 @@ class Sampler:
     """An engine, and what it is to be given after every update."""
 
     engine: Engine
-    weights: Callable[[], Any]
-    """Returns the `source` of `Engine.update_weights`."""
-
-    def publish(self, version: int) -> None:
-        """Tell the engine that the weights have changed."""
-        self.engine.update_weights(self.weights(), version)
+    publish: Callable[[int], object]
+    """Has the engine play with the present weights from now on, under this version."""
 
     def close(self) -> None:
         """Close the connections of an engine that has any."""
@@ -53,11 +55,39 @@ def sampler_for(config: TrainConfig, learner: Learner, tokenizer: Any) -> Sample
         ServerUnfit: a server is not what training needs; the message says what to change.
         EngineError: a server does not answer, or does not take the weights.
     """
-    if config.engine in ("", EMBEDDED):
-        slots = config.tasks_per_step * config.group_size
-        engine = EmbeddedEngine(learner.model, slots=slots, max_len=config.max_tokens)
-        return Sampler(engine, lambda: None)
-    return _remote(config, learner, tokenizer)
+    if config.pipeline_depth:  # `player_for` is who plays
+        return _embedded(config, learner.model, slots=1)
+    if not config.has_servers:
+        return _embedded(config, learner.model)
+    sampler = _remote(config, base_of(learner), tokenizer, addresses_in(config.engine), "served")
+    try:
+        sampler.publish(learner.updates)
+    except BaseException:
+        sampler.close()
+        raise
+    return sampler
+
+
+def player_for(config: TrainConfig, model: nn.Module, tokenizer: Any, number: int) -> Sampler:
+    """Return what plays one of the `pipeline_depth` batches in flight; it has no weights yet.
+
+    Args:
+        model: its own copy. Its weights are what the engine gets from each `publish`.
+        number: below `pipeline_depth`. With servers it has each depth-th of them to itself.
+
+    Raises:
+        As `sampler_for`.
+    """
+    if not config.has_servers:
+        return _embedded(config, model)
+    own = addresses_in(config.engine)[number :: config.pipeline_depth]
+    return _remote(config, model, tokenizer, own, f"served-{number}")
+
+
+def _embedded(config: TrainConfig, model: nn.Module, slots: int = 0) -> Sampler:
+    slots = slots or config.tasks_per_step * config.group_size
+    engine = EmbeddedEngine(model, slots=slots, max_len=config.max_tokens)
+    return Sampler(engine, partial(engine.update_weights, None))
 
 
 def is_address(name: str) -> bool:
@@ -81,14 +111,13 @@ def served(addresses: str, tokenizer: Any, max_len: int) -> Engine:
     from turnwise.agents.engines.vllm_start import KEY_VARIABLE, Needs
 
     needs = Needs(max_len=max_len, tokenizer=tokenizer)
-    return VllmEngine(_listed(addresses), needs=needs, api_key=os.environ.get(KEY_VARIABLE, ""))
+    key = os.environ.get(KEY_VARIABLE, "")
+    return VllmEngine(addresses_in(addresses), needs=needs, api_key=key)
 
 
-def _listed(addresses: str) -> list[str]:
-    return addresses.replace(",", " ").split()
-
-
-def _remote(config: TrainConfig, learner: Learner, tokenizer: Any) -> Sampler:
+def _remote(
+    config: TrainConfig, model: nn.Module, tokenizer: Any, servers: Sequence[str], folder: str
+) -> Sampler:
     from turnwise.agents.engines.vllm import VllmEngine
     from turnwise.agents.engines.vllm_start import KEY_VARIABLE, Needs
     from turnwise.agents.engines.vllm_weights import SavedWeights, four_phases, hot_lora
@@ -103,7 +132,7 @@ def _remote(config: TrainConfig, learner: Learner, tokenizer: Any) -> Sampler:
     if way is hot_lora and not config.lora_rank:
         raise ValueError("engine_sync lora needs adapters to send: set lora_rank, or use reload")
     engine = VllmEngine(
-        _listed(config.engine),
+        servers,
         needs=Needs(max_len=config.max_tokens, tokenizer=tokenizer, updates=True),
         api_key=os.environ.get(KEY_VARIABLE, ""),
         wire=wire,
@@ -111,20 +140,21 @@ def _remote(config: TrainConfig, learner: Learner, tokenizer: Any) -> Sampler:
         tolerance=config.engine_tolerance,
     )
     save = _save_adapter if way is hot_lora else save_model
-    causal: Any = base_model(learner.model)
+    causal: Any = base_model(model)
     vocab = causal.get_input_embeddings().weight.shape[0]
 
     def weights() -> SavedWeights:
-        folder = save(base_of(learner), tokenizer, config.out / "served")
-        return SavedWeights(folder, lambda ids: own_logprobs(learner.model, ids), vocab)
+        where = save(model, tokenizer, config.out / folder)
+        return SavedWeights(where, lambda ids: own_logprobs(model, ids), vocab)
 
-    sampler = Sampler(engine, weights)
-    try:
-        sampler.publish(learner.updates)
-    except BaseException:
-        engine.close()
-        raise
-    return sampler
+    return Sampler(engine, partial(_bring, engine, weights))
+
+
+def _bring(engine: VllmEngine, weights: Callable[[], SavedWeights], version: int) -> None:
+    """Change what the servers hold, once for all processes; the others look that it is there."""
+    ranks.on_main(lambda: engine.update_weights(weights(), version))
+    name = ranks.tell(engine.model)
+    ranks.each(lambda: None if ranks.is_main() else engine.adopt(name, version))
 
 
 def base_of(learner: Learner) -> nn.Module:

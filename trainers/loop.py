@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ from turnwise.trainers.watch import (
     rollout_metrics,
 )
 
+P = TypeVar("P")
 RESUMABLE = (TooManyLost, TrainingDiverged, RecordError, ClusterLost)
 """What ends a run between two steps: the last whole step is saved first."""
 
@@ -142,58 +143,75 @@ def train(
     recipe = config.adapted(recipe or recipe_named(config.recipe, **config.options_of_recipe()))
     recipe = for_depth(recipe, config.pipeline_depth)
     make_env = make_env or partial(make, config.env, **config.environment_arguments())
-    env = make_env()
-    if not len(env.tasks("train")):
-        raise ValueError(f"{config.env} has no tasks in its split 'train': there is nothing to do")
-    trainee = Trainee.of(*(model or load_model(config.model)), config)
-    if recipe.needs_reference:
-        trainee.learner.keep_reference()
-    tutor = tutor_for(
-        recipe,
-        trainee.learner,
-        trainee.tokenizer,
-        trainee.renderer,
-        teacher=config.teacher,
-        steps=config.steps,
-    )
-    attempts = paced(Attempts(config, recipe, make_env, env, trainee.policy), trainee)
-    rounds = Rounds.of(config, trainee, make_env, env, recipe, tutor)
-    attempts = over_ray(attempts, trainee)
-    folder = open_folder(config.out, config.to_json(), resume=config.resume)
-    run = _Run(config, recipe, env, trainee, attempts, rounds, tutor, folder)
+    run = _Run(config, recipe, make_env, model)
     with Interrupt() as interrupt, ranks.named(), closing(run):
-        done = run.resume()
-        try:
-            for step in range(done, config.steps):
-                metrics = run.step(step)
-                done = step + 1
-                if config.checkpoint_every and done % config.checkpoint_every == 0:
-                    folder.checkpoint(done, run.save)
-                yield metrics
-                if ranks.anywhere(interrupt.requested):
-                    break
-            folder.checkpoint(done, run.save)
-            ranks.on_main(
-                lambda: save_model(trainee.model, trainee.tokenizer, config.out / "model")
-            )
-        except RESUMABLE:
-            folder.checkpoint(done, run.save)
-            raise
+        yield from _steps(run, interrupt)
 
 
-@dataclass
+def _steps(run: _Run, interrupt: Interrupt) -> Iterator[dict[str, float]]:
+    """Go through the steps that are left, and save where they end."""
+    config, folder, trainee = run.config, run.folder, run.trainee
+    done = run.resume()
+    try:
+        for step in range(done, config.steps):
+            metrics = run.step(step)
+            done = step + 1
+            if config.checkpoint_every and done % config.checkpoint_every == 0:
+                folder.checkpoint(done, run.save)
+            yield metrics
+            if ranks.anywhere(interrupt.requested):
+                break
+        folder.checkpoint(done, run.save)
+        ranks.on_main(lambda: save_model(trainee.model, trainee.tokenizer, config.out / "model"))
+    except RESUMABLE:
+        folder.checkpoint(done, run.save)
+        raise
+
+
 class _Run:
-    """What a run is made of, and what is saved of it and closed in the end."""
+    """What a run is made of, and what is saved of it and closed in the end.
 
-    config: TrainConfig
-    recipe: Recipe
-    env: Env
-    trainee: Trainee
-    attempts: Attempts
-    rounds: Rounds | None
-    tutor: Tutor | None
+    If a part of it is refused, those before it are closed.
+    """
+
     folder: RunFolder | SharedFolder
-    alarms: Alarms = field(default_factory=Alarms)
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        recipe: Recipe,
+        make_env: Callable[[], Env],
+        model: tuple[nn.Module, Any] | None,
+    ) -> None:
+        self.config, self.recipe, self.alarms = config, recipe, Alarms()
+        with ExitStack() as parts:
+            self._make(make_env, model, parts)
+            self.parts = parts.pop_all()
+
+    def _make(
+        self,
+        make_env: Callable[[], Env],
+        model: tuple[nn.Module, Any] | None,
+        parts: ExitStack,
+    ) -> None:
+        config, recipe = self.config, self.recipe
+        env = parts.enter_context(closing(make_env()))
+        if not len(env.tasks("train")):
+            raise ValueError(
+                f"{config.env} has no tasks in its split 'train': there is nothing to do"
+            )
+        self.trainee = trainee = Trainee.of(*(model or load_model(config.model)), config)
+        parts.callback(trainee.sampler.close)
+        if recipe.needs_reference:
+            trainee.learner.keep_reference()
+        self.tutor = _closed_with(parts, _tutor(config, recipe, trainee))
+        attempts = Attempts(config, recipe, make_env, env, trainee.policy)
+        self.attempts = _closed_with(parts, over_ray(paced(attempts, trainee), trainee))
+        self.rounds = _closed_with(
+            parts, Rounds.of(config, trainee, make_env, env, recipe, self.tutor)
+        )
+        self.folder = open_folder(config.out, config.to_json(), resume=config.resume)
+        parts.callback(self.folder.close)
 
     def resume(self) -> int:
         """Be as the folder's checkpoint says, if it has one; return how many steps are done."""
@@ -234,13 +252,25 @@ class _Run:
 
     def close(self) -> None:
         """Close files, environments and connections."""
-        self.attempts.close()
-        self.folder.close()
-        self.env.close()
-        self.trainee.sampler.close()
-        for teaching in (self.tutor, self.rounds):
-            if teaching is not None:
-                teaching.close()
+        self.parts.close()
+
+
+def _closed_with(parts: ExitStack, part: P) -> P:
+    """Return `part`, which is closed with the others if it is not None."""
+    if part is not None:
+        parts.callback(cast(Any, part).close)
+    return part
+
+
+def _tutor(config: TrainConfig, recipe: Recipe, trainee: Trainee) -> Tutor | None:
+    return tutor_for(
+        recipe,
+        trainee.learner,
+        trainee.tokenizer,
+        trainee.renderer,
+        teacher=config.teacher,
+        steps=config.steps,
+    )
 
 
 def _step(run: _Run, step: int) -> dict[str, Any]:

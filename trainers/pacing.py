@@ -16,14 +16,13 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.engines.functional import base_model
 from turnwise.agents.faults import log
 from turnwise.agents.jobs import Job
@@ -33,10 +32,12 @@ from turnwise.agents.rollout import play
 from turnwise.agents.watchdog import Watchdog, given_up
 from turnwise.envs.types import Episode, Group, Task
 from turnwise.trainers.attempts import Attempts, grouped
+from turnwise.trainers.engines import base_of, player_for
 from turnwise.trainers.frontier import Ticket, read_tickets, write_tickets
 from turnwise.trainers.watch import TooManyLost
 
 if TYPE_CHECKING:
+    from turnwise.trainers.config import TrainConfig
     from turnwise.trainers.loop import Trainee
 
 LOOK_S = 0.1
@@ -45,21 +46,22 @@ CLOSE_S = 10.0
 
 
 class Player:
-    """An engine with weights of its own, and the policy that acts by it."""
+    """Weights of its own, an engine that plays with them, and the policy that acts by it.
 
-    def __init__(self, trainee: Trainee) -> None:
+    Args:
+        number: which of the players it is.
+    """
+
+    def __init__(self, trainee: Trainee, config: TrainConfig, number: int) -> None:
         self.trainee = trainee
         theirs = trainee.policy
-        model = copy.deepcopy(base_model(trainee.learner.model)).requires_grad_(False)
-        played_by = trainee.engine
-        assert isinstance(played_by, EmbeddedEngine), "the config allows no other"
-        slots = len(played_by.cache.lengths)
-        self.engine = EmbeddedEngine(model, slots=slots, max_len=trainee.engine.max_len)
+        self.model = copy.deepcopy(base_of(trainee.learner)).requires_grad_(False)
         # A tokenizer that two threads use at once may fail: "Already borrowed".
-        renderer = Renderer(copy.deepcopy(trainee.tokenizer))
+        tokenizer = copy.deepcopy(trainee.tokenizer)
+        self.sampler = player_for(config, self.model, tokenizer, number)
         self.policy = LLMPolicy(
-            self.engine,
-            renderer,
+            self.sampler.engine,
+            Renderer(tokenizer),
             temperature=theirs.temperature,
             max_new_tokens=theirs.sampling.max_tokens,
         )
@@ -67,8 +69,17 @@ class Player:
     def take_weights(self) -> int:
         """Copy the trainee's present weights; return their version."""
         version = self.trainee.learner.updates
-        self.engine.update_weights(base_model(self.trainee.learner.model).state_dict(), version)
+        self.put(base_model(self.trainee.learner.model).state_dict(), version)
         return version
+
+    def put(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        """Play with these weights from now on."""
+        base_model(self.model).load_state_dict(weights)
+        self.sampler.publish(version)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return those that it plays with."""
+        return base_model(self.model).state_dict()
 
 
 class Batch(Attempts):
@@ -165,7 +176,7 @@ class Batch(Attempts):
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return those it is played with, until another batch has the player."""
-        return base_model(self.player.engine.model).state_dict()
+        return self.player.weights()
 
     def save_state(self, folder: Path) -> None:
         """Write from where it is played."""
@@ -192,7 +203,7 @@ class Paced(Attempts):
     def __init__(self, attempts: Attempts, trainee: Trainee) -> None:
         self.take_over(attempts)
         self.trainee, self.depth = trainee, attempts.config.pipeline_depth
-        self.players = [Player(trainee) for _ in range(self.depth)]
+        self.players = [Player(trainee, self.config, n) for n in range(self.depth)]
         self.batches: dict[int, Batch] = {}
         """In flight, by their step; the one that is being learnt from, too."""
         self.taken: Batch | None = None
@@ -213,8 +224,13 @@ class Paced(Attempts):
         assert self.taken is not None
         self.taken.ticket.accepted = True
         if self.taken.abandoned:
-            self.players[step % self.depth] = Player(self.trainee)
+            self._replace_player(step % self.depth)
         self._begin(step + self.depth)
+
+    def _replace_player(self, number: int) -> None:
+        """Leave one to the thread that hangs with it."""
+        self.players[number].sampler.close()
+        self.players[number] = Player(self.trainee, self.config, number)
 
     def _begin(self, step: int) -> None:
         """Let a batch be in flight; beyond the last step it only has its weights."""
@@ -249,7 +265,7 @@ class Paced(Attempts):
         for ticket in read_tickets(folder):
             player = self.players[ticket.step % self.depth]
             if ticket.weights is not None:
-                player.engine.update_weights(ticket.weights, ticket.version)
+                player.put(ticket.weights, ticket.version)
                 ticket.weights = None
             self.batches[ticket.step] = Batch(self, ticket, player)
 
@@ -260,6 +276,8 @@ class Paced(Attempts):
         until = time.monotonic() + CLOSE_S
         for batch in self.batches.values():
             batch.join(until)
+        for player in self.players:
+            player.sampler.close()
 
 
 def paced(attempts: Attempts, trainee: Trainee) -> Attempts:

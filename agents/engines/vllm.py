@@ -286,6 +286,35 @@ class VllmEngine:
         self.replicas.require_one()
         self.model = next(str(name) for name in names if name)
 
+    def adopt(self, model: str, version: int) -> None:
+        """Play from now on with weights that another process has brought to the servers.
+
+        Args:
+            model: the name to ask for.
+            version: of the weights; a server that does not say that it holds them is dead.
+
+        Raises:
+            EngineBroken: no server holds them.
+        """
+        self.model, self.version, self.broken, self._synced = model, version, "", True
+        try:
+            self._background.run(self._look_for_weights())
+        except EngineError as error:
+            self._break(f"weights of version {version} were not found: {error}")
+            raise EngineBroken(self.broken) from error
+
+    async def _look_for_weights(self) -> None:
+        for replica in self.replicas.every:
+            try:
+                if await self._is_current(replica):
+                    self.replicas.revive(replica)
+                    continue
+                error: EngineError = ServerLost(f"{replica.server.url} has other weights")
+            except EngineError as raised:
+                error = raised
+            self.replicas.failed(replica, error, at_once=True)
+        self.replicas.require_one()
+
     async def _renew(self, replica: Replica, source: SavedWeights, version: int) -> str:
         """Return the model's name on a server that is right now; empty if it is dead."""
         server, salt = replica.server, version_name(version)

@@ -1,0 +1,85 @@
+"""Processes that share servers: they make the run of one, and bring new weights once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import ranked
+import torch
+from servers import Place, draw, on_loopback, standin
+
+from turnwise.agents.engines.standin import Settings, StandIn, served
+from turnwise.agents.engines.vllm import EngineBroken, VllmEngine
+from turnwise.cli.launch import launch
+from turnwise.trainers.model import load_model
+
+torch.set_num_threads(1)
+HERE = Path(__file__).parent
+ENV = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "plain-shard", "adapters"])
+def test_two_processes_on_a_server_make_the_run_of_one_without(tmp_path, name):
+    ranked.models(tmp_path)
+    alone = ranked.go(tmp_path / "one", name)
+    with served(StandIn(*load_model(str(tmp_path / "model")), Settings(max_model_len=128))) as url:
+        options = {"engine": url, "engine_sync": "lora" if name == "adapters" else "reload"}
+        (tmp_path / "options.json").write_text(json.dumps(options))
+        command = [sys.executable, str(HERE / "ranked.py"), str(tmp_path / "two"), name]
+        code, line = launch(command, 2, logs=tmp_path / "logs", env=ENV)
+    assert (code, line) == (0, ""), (tmp_path / "logs" / "rank-1.log").read_text()[-2000:]
+    assert ranked.sampled(tmp_path / "two" / name) == ranked.sampled(tmp_path / "one" / name)
+    found = json.loads((tmp_path / "two" / "found.json").read_text())[name]
+    for row, other in zip(alone, found, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert other["engine_gap"] < 1e-4
+
+
+def same(one, other) -> None:
+    """Assert that both have drawn alike, up to the last digits of another batch."""
+    assert one.token_ids == other.token_ids and one.versions == other.versions
+    assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
+@pytest.fixture
+def place(tmp_path):
+    with on_loopback() as (server, (model, tokenizer)):
+        yield Place("loopback", server, model, tokenizer, tmp_path / "weights")
+
+
+def test_who_adopts_weights_samples_with_them_as_who_brought_them(place):
+    first, other = place.engine(), VllmEngine([place.server()])
+    try:
+        with torch.no_grad():
+            place.model.get_output_embeddings().weight.mul_(1.5)
+        place.sync(first, 2)
+        other.adopt(first.model, 2)
+        same(draw(other), draw(first))
+        assert draw(other).versions == ((2, 0, 8),)
+    finally:
+        first.close()
+        other.close()
+
+
+def test_a_server_that_holds_other_weights_than_those_to_adopt_is_never_asked(place):
+    with served(standin()) as stale:
+        first = place.engine()
+        other = VllmEngine([place.server(), stale])
+        try:
+            other.adopt(first.model, 1)
+            for session in "abcd":
+                same(draw(other, session=session), draw(first, session=session))
+            assert [replica.server.url for replica in other.replicas.living] == [
+                first.replicas.every[0].server.url
+            ]
+            with pytest.raises(EngineBroken, match="version 7"):
+                other.adopt(first.model, 7)
+            with pytest.raises(EngineBroken):
+                draw(other)
+        finally:
+            first.close()
+            other.close()
