@@ -144,14 +144,14 @@ def arms_of_sod(teacher: str) -> dict[str, Arm]:
     return {each.name: each for each in arms}
 
 
-PIPELINE = "F2B, then turn_rloo"
+PIPELINE = "F2B + turn_rloo, then turn_rloo"
 
 
 def pipeline(teacher: str) -> tuple[Arm, ...]:
-    """Return the pipeline and its halves alone."""
-    first = Arm(name="F2B", method="tcod_f2b", options={"every": 1}, teacher=teacher)
-    both = replace(first, name=PIPELINE, then=TURN_RLOO, rate_of="F2B")
-    return both, first, TURN_RLOO
+    """Return the default pipeline's last two stages, and its parts alone."""
+    alone = Arm(name="F2B", method="tcod_f2b", options={"every": 1}, teacher=teacher)
+    paid = replace(alone, name=PIPELINE, options={"every": 1, "reward": True}, rate_of="F2B")
+    return replace(paid, then=TURN_RLOO), alone, TURN_RLOO
 
 
 def imitation(name: str, method: str, labels: int, slip: bool = True, **options: object) -> Arm:

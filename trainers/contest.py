@@ -110,7 +110,8 @@ class Arm:
         kept |= {"env": dict(self.env), "plan": dict(self.plan), "teacher": self.teacher}
         if self.then is None:
             return kept | {"then": None}
-        return kept | {"then": self.then.to_json(), "guard": asdict(self.guard)}
+        guard = {**asdict(self.guard), "by": "success and progress"}
+        return kept | {"then": self.then.to_json(), "guard": guard}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,10 +280,10 @@ class _Run:
             raise KeyboardInterrupt("the run was stopped amid its steps: it has no result")
 
     def _validated(self) -> float:
-        """Return the success on validation tasks; their turns are charged."""
+        """Return the mean of success and progress on validation tasks; their turns are charged."""
         found = self.measure(self.validation)
         self.spent += found["turns"] * len(self.validation)
-        return found["success"]
+        return (found["success"] + found["progress"]) / 2
 
     def _look_on_the_way(self) -> None:
         """Measure after each quarter of the budget."""

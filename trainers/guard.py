@@ -1,24 +1,28 @@
-"""When to leave a teacher: probe success as a run goes on, keep the best weights, return to them.
+"""When to leave a teacher: probe a run as it goes on, keep the best weights, return to them.
 
-    leave   when success is more than `fall` below that of the start,
-            or when the best success is `patience` probes old
+    leave   when the score is more than `fall` below that of the start,
+            or when the best score is `patience` probes old
     keep    the weights of the best probe, the earliest of equals; the start is one of them
 
-Success decides, not the distance to the teacher: a teacher that knows nothing of the states that a
-student meets comes ever closer while it ruins what the student could do before.
+What the student can do decides, not the distance to the teacher: a teacher that knows nothing of
+the states that a student meets comes ever closer while it ruins what the student could do before.
+The score is the mean of success and reward. Success alone is blind where it is rare: a student that
+solves 4 % of its tasks can lose all it knows and be within the noise of a probe.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from turnwise.envs.types import Episode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +38,8 @@ class Guard:
     patience: int = 3
     """Probes without a better one after which the run is left."""
     fall: float = 0.05
-    """A success further than this below that of the start ends the run at once; about the
-    noise of a probe."""
+    """A score further than this below that of the start ends the run at once; about the noise of
+    a probe."""
     settle: float = 0
     """Probes up to here do not count against `patience`: a curriculum shows the whole task late."""
 
@@ -50,17 +54,17 @@ class Guard:
         """Return why to leave now, "fell" or "stalled", or "" to go on.
 
         Args:
-            seen: success by how far the run was; the first is that of the start.
+            seen: the score by how far the run was; the first is that of the start.
         """
-        success, best = list(seen.values()), best_of(seen)
-        if success[-1] < success[0] - self.fall - 1e-9:
+        scores, best = list(seen.values()), best_of(seen)
+        if scores[-1] < scores[0] - self.fall - 1e-9:
             return "fell"
         stale = sum(at > max(best, self.settle) for at in seen)
         return "stalled" if stale >= self.patience else ""
 
 
 def best_of(seen: Mapping[float, float]) -> float:
-    """Return where success was best; the earliest of equals."""
+    """Return where the score was best; the earliest of equals."""
     return max(seen, key=lambda at: seen[at])
 
 
@@ -69,8 +73,8 @@ class Best:
 
     Args:
         model: a run changes it in place; whole weights, without adapters.
-        probe: returns the success of its present weights, 0 to 1, on tasks that nobody learns from
-            and no result is measured on.
+        probe: returns the score of its present weights, 0 to 1, on tasks that nobody learns from
+            and no result is measured on; see `score_of`.
         folder: keeps probes and weights for a run that goes on later; None keeps them in memory.
     """
 
@@ -86,7 +90,7 @@ class Best:
             self._load(folder)
 
     def look(self, at: float) -> float:
-        """Probe, keep the weights if they are better than all before, and return the success."""
+        """Probe, keep the weights if they are better than all before, and return the score."""
         self.seen[at] = self.probe()
         if best_of(self.seen) == at:
             state = self.model.state_dict()
@@ -112,8 +116,14 @@ class Best:
 
     def _load(self, folder: Path) -> None:
         said = json.loads((folder / "probes.json").read_text())
-        self.seen = {float(at): success for at, success in said["seen"]}
+        self.seen = {float(at): score for at, score in said["seen"]}
         self.weights = torch.load(folder / said["best"], weights_only=True)
+
+
+def score_of(episodes: Sequence[Episode]) -> float:
+    """Return the mean of success and reward over `episodes`, each reward held within 0 and 1."""
+    scores = [(e.success + min(max(e.reward, 0.0), 1.0)) / 2 for e in episodes]
+    return sum(scores) / max(len(scores), 1)
 
 
 def _beside(path: Path, write: Callable[[Path], Any]) -> None:
@@ -152,7 +162,7 @@ def leave_on_success(
     Then, and when it came to its end, the model has its best weights and `best.left` says why. A
     run whose rows end before `until` was interrupted: its weights stay as they are. The run is
     probed before its first row, every `guard.every` and at its end; `best.seen` counts the probes,
-    and such a row has its success as `probe`.
+    and such a row has its score as `probe`.
 
     Args:
         rows: as `turnwise.trainers.loop.train(config, model=(best.model, tokenizer))` gives them.

@@ -151,11 +151,23 @@ def success_rate(
     seed: int,
 ) -> float:
     """Return the success at T = 1 on `tasks`, one attempt each, nothing recorded."""
+    episodes = attempted(model, renderer, make_env, tasks, plan, seed)
+    return sum(e.success for e in episodes) / max(len(episodes), 1)
+
+
+def attempted(
+    model: nn.Module,
+    renderer: Renderer,
+    make_env: MakeEnv,
+    tasks: Sequence[Task],
+    plan: WarmUp,
+    seed: int,
+) -> list[Episode]:
+    """Return one attempt at each of `tasks` at T = 1, but for those that the machine lost."""
     policy = policy_of(model, renderer, 1.0, plan.max_tokens, plan.max_new_tokens)
     jobs = jobs_for(tasks, run_seed=seed, split="dev")
     settings = Settings(concurrency=128, max_tokens=plan.max_tokens)
-    episodes = [e for e in play(jobs, make_env, policy, settings) if e.outcome.trainable]
-    return sum(e.success for e in episodes) / max(len(episodes), 1)
+    return [e for e in play(jobs, make_env, policy, settings) if e.outcome.trainable]
 
 
 def policy_of(

@@ -4,11 +4,12 @@
     teacher     a larger one that imitates it for longer
     teacher_rl  learns from its own attempts
     bridge      the student learns the teacher's distributions on the teacher's own attempts
-    opd         the student learns them on its own attempts, from the first turns to the last
+    opd         the student learns them on its own attempts, from the first turns to the last, and
+                from what these earn
     rl          the student learns from the reward alone
 
-Bridge and OPD are guarded: they end where success on dev tasks no longer rises, and go back to the
-best weights (`turnwise.trainers.guard`). Each stage's model is evaluated on dev and test tasks.
+Bridge and OPD are guarded: they end where the score on dev tasks no longer rises, and go back to
+the best weights (`turnwise.trainers.guard`). Each stage's model is evaluated on dev and test tasks.
 """
 
 from __future__ import annotations
@@ -25,11 +26,18 @@ from rich.console import Console
 from turnwise.agents.renderer import Renderer
 from turnwise.agents.score import Report
 from turnwise.trainers.config import TrainConfig
-from turnwise.trainers.guard import Best, Guard, best_of, forget_unprobed, leave_on_success
+from turnwise.trainers.guard import (
+    Best,
+    Guard,
+    best_of,
+    forget_unprobed,
+    leave_on_success,
+    score_of,
+)
 from turnwise.trainers.lesson import CRAFT_RL, INTERRUPTED, Lesson, imitation, measured, trained
 from turnwise.trainers.loop import train
 from turnwise.trainers.model import load_model, save_model
-from turnwise.trainers.pipeline import success_rate
+from turnwise.trainers.pipeline import attempted
 from turnwise.trainers.progress import Progress
 from turnwise.trainers.stages import Interrupted, Named, Stage, run_stages
 
@@ -41,7 +49,7 @@ BRIDGE = replace(
     updates_per_step=10,
 )
 """Off-policy: the teacher takes every turn."""
-OPD = replace(CRAFT_RL, recipe="tcod_f2b", recipe_options='{"every": 1}')
+OPD = replace(CRAFT_RL, recipe="tcod_f2b", recipe_options='{"every": 1, "reward": true}')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +157,7 @@ def _learn_while_it_helps(
 
     def probe() -> float:
         renderer = Renderer(tokenizer)
-        return success_rate(model, renderer, plan.make_env, tasks, sampling, plan.seed)
+        return score_of(attempted(model, renderer, plan.make_env, tasks, sampling, plan.seed))
 
     best = Best(model, probe, folder)
     forget_unprobed(folder, best, guard)
@@ -166,7 +174,7 @@ def _learn_while_it_helps(
 def _say(best: Best, tasks: int, console: Console) -> None:
     kept, last = best_of(best.seen), max(best.seen)
     console.print(
-        f"  {best.left} after {last:g} steps, weights of step {kept:g} kept: success "
+        f"  {best.left} after {last:g} steps, weights of step {kept:g} kept: score "
         f"{best.seen[0.0]:.2f} -> {best.seen[kept]:.2f} on {tasks} dev tasks; "
         f"{len(best.seen)} probes, {len(best.seen) * tasks} episodes",
         highlight=False,

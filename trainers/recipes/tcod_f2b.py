@@ -28,6 +28,7 @@ def tcod_f2b(
     drift: float | None = None,
     window: int = 3,
     limit: float = 10.0,
+    reward: bool = False,
 ) -> Recipe:
     """Return the recipe.
 
@@ -38,10 +39,12 @@ def tcod_f2b(
         drift: one more turn whenever |log pi - log T| in the last third of an episode's turns is
             below this, nats, in the mean over `window` steps; in place of `every`.
         limit: holds the log-ratio of one odd token, nats.
+        reward: learn from what the turns that are played earn, too, by turn_rloo's credit: for
+            environments that pay on the way, since an attempt that is cut never sees the end.
     """
     pace = steadily(every) if drift is None else drift_below(drift, window)
     return replace(
-        opd(limit=limit),
+        opd(limit=limit, reward=reward),
         name="tcod_f2b",
         source="arXiv:2604.24005 eq. 3-4; ALFWorld's settings in kokolerk/TCOD",
         status="Reverse KL as in the code, not KL(T || pi) as in the paper; one row per episode, "
