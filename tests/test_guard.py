@@ -12,9 +12,16 @@ from torch import nn
 
 from turnwise.agents.renderer import Renderer
 from turnwise.envs.base import Response, TextEnv
-from turnwise.envs.types import Task
+from turnwise.envs.types import Episode, Segment, Task, Turn
 from turnwise.trainers.config import TrainConfig
-from turnwise.trainers.guard import Best, Guard, best_of, forget_unprobed, leave_on_success
+from turnwise.trainers.guard import (
+    Best,
+    Guard,
+    best_of,
+    forget_unprobed,
+    leave_on_success,
+    score_of,
+)
 from turnwise.trainers.loop import train
 from turnwise.trainers.model import fingerprint, load_model, save_model, tiny_from_env
 from turnwise.trainers.pipeline import WarmUp, success_rate, warm_up
@@ -222,3 +229,20 @@ def test_a_run_that_is_killed_in_a_probe_and_begun_again_ends_the_same(folders, 
     again = distilled(folders, "right", tmp_path / "run", guard)
     assert (again.seen, again.left) == (whole.seen, whole.left)
     assert fingerprint(again.model) == fingerprint(whole.model)
+
+
+def attempt(success: bool, reward: float) -> Episode:
+    turn = Turn(action_ids=(1,), logprobs=(0.0,), reward=reward)
+    segments = (Segment(turns=(turn,)),)
+    return Episode(id="e", env_id="toy", task=Task(), segments=segments, success=success)
+
+
+def test_a_score_sees_what_is_lost_where_success_is_rare_and_keeps_within_0_and_1():
+    rare = [attempt(n < 2, 1.0 if n < 2 else 0.5) for n in range(50)]
+    ruined = [attempt(n < 1, 1.0 if n < 1 else 0.1) for n in range(50)]
+    seen = {0.0: score_of(rare), 1.0: score_of(ruined)}
+    assert Guard(fall=0.05).reason(seen) == "fell"
+    blind = {0.0: 2 / 50, 1.0: 1 / 50}
+    assert Guard(fall=0.05).reason(blind) == ""
+    assert score_of([attempt(True, 7.0)]) == 1.0 and score_of([attempt(False, -7.0)]) == 0.0
+    assert score_of([attempt(True, 1.0), attempt(False, 0.5)]) == 0.625 and score_of([]) == 0.0

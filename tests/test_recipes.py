@@ -205,3 +205,14 @@ def test_dapo_punishes_overlong_episodes_when_told_the_limit():
 def test_gspo_judges_a_sequence_and_its_variant_a_turn():
     assert recipe("gspo").ratio is sequence_ratio and recipe("grpo").ratio is token_ratio
     assert gspo(ratio=turn_ratio, low=0.2, high=0.2).ratio is turn_ratio
+
+
+@pytest.mark.parametrize("name", ["opd", "tcod_f2b"])
+def test_distillation_with_the_reward_adds_the_advantages_of_both(name):
+    alone, both, paid = recipe(name), recipe(name, reward=True), turn_rloo(history_turns=0)
+    np.testing.assert_array_equal(both.credit(example()), paid.credit(example()))
+    assert np.abs(paid.credit(example())).max() > 0 == np.abs(alone.credit(example())).max()
+    rl_M, signal_M = np.array([0.5, -1.0, 0.0]), np.array([-2.0, 0.25, 3.0])
+    assert both.distillation.mix(rl_M, signal_M, 0.5).tolist() == [-0.5, -0.875, 1.5]
+    assert alone.distillation.mix(rl_M, signal_M, 0.5).tolist() == [-1.0, 0.125, 1.5]
+    assert (both.aggregate, both.history) == (alone.aggregate, alone.history)
