@@ -19,6 +19,7 @@ from clusters import Told, need_ray, once_there, start_node
 from test_loop import config_of, fresh
 from toys import Walks
 
+from turnwise.agents.engines import standin
 from turnwise.agents.record import read_records
 from turnwise.cli.failures import INFRASTRUCTURE, USAGE, describe
 from turnwise.envs.types import Outcome
@@ -128,6 +129,15 @@ def test_a_group_is_played_by_one_worker_and_none_by_the_learner(spread):
     assert len(set.union(*found.values())) == 2
     assert os.getpid() not in set.union(*found.values())
     assert len(set.union(*told(spread[0], "node").values())) == 2
+
+
+def test_workers_that_share_the_learners_servers_make_the_same_run(cluster, plain, tmp_path):
+    model, tokenizer = fresh()
+    held = standin.Settings(max_model_len=model.config.max_position_embeddings)
+    with standin.served(standin.StandIn(model, tokenizer, held)) as url:
+        rows = run(over(cluster, tmp_path / "run", engine=url))
+    assert_same((tmp_path / "run", rows), plain)
+    assert max(row["engine_gap"] for row in rows) < 1e-4
 
 
 def test_a_worker_that_dies_is_replaced_and_its_groups_are_played_again(
@@ -244,9 +254,8 @@ def test_without_ray_installed_one_line_says_how_to_install_it(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        ({"ray": True, "processes": 2}, "leave engine, processes and pipeline_depth"),
-        ({"ray": True, "pipeline_depth": 1}, "leave engine, processes and pipeline_depth"),
-        ({"ray": True, "engine": "http://127.0.0.1:1"}, "leave engine, processes and pipeline"),
+        ({"ray": True, "processes": 2}, "leave processes and pipeline_depth"),
+        ({"ray": True, "pipeline_depth": 1}, "leave processes and pipeline_depth"),
         ({"ray_workers": 4}, "ray_workers 4 is for workers of Ray: set ray"),
         ({"ray": True, "ray_workers": 0}, "ray_workers must be at least 1"),
         ({"ray": True, "ray_address": "ray://host:1"}, "ray_address is HOST:PORT"),

@@ -230,12 +230,11 @@ class TrainConfig:
                 f"ray_address is HOST:PORT of the cluster's head, got {self.ray_address!r}: start "
                 "the run on a node of the cluster"
             )
-        alone = ("" if self.engine == "embedded" else self.engine, self.processes)
-        if self.ray and (*alone, self.pipeline_depth) != ("", 1, 0):
+        if self.ray and (self.processes, self.pipeline_depth) != (1, 0):
             raise ValueError(
-                "workers of Ray have an engine each, and play for one learner that plays and "
-                "learns by turns: leave engine, processes and pipeline_depth at their defaults, or "
-                f"ray out; got {self.engine!r}, {self.processes} and {self.pipeline_depth}"
+                "workers of Ray play for one learner that plays and learns by turns: leave "
+                "processes and pipeline_depth at their defaults, or ray out; got "
+                f"{self.processes} and {self.pipeline_depth}"
             )
 
     def worker_resources(self) -> dict[str, float]:

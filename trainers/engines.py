@@ -115,12 +115,15 @@ def served(addresses: str, tokenizer: Any, max_len: int) -> Engine:
     return VllmEngine(addresses_in(addresses), needs=needs, api_key=key)
 
 
-def _remote(
-    config: TrainConfig, model: nn.Module, tokenizer: Any, servers: Sequence[str], folder: str
-) -> Sampler:
+def connected(config: TrainConfig, tokenizer: Any, servers: Sequence[str]) -> VllmEngine:
+    """Return an engine on some of the servers of a run; it brings or adopts their weights.
+
+    Raises:
+        As `sampler_for`.
+    """
     from turnwise.agents.engines.vllm import VllmEngine
     from turnwise.agents.engines.vllm_start import KEY_VARIABLE, Needs
-    from turnwise.agents.engines.vllm_weights import SavedWeights, four_phases, hot_lora
+    from turnwise.agents.engines.vllm_weights import four_phases, hot_lora
     from turnwise.agents.engines.vllm_weights import reload_folder as reload
     from turnwise.agents.engines.vllm_wire import COMPLETIONS, GENERATE
 
@@ -131,7 +134,7 @@ def _remote(
     )
     if way is hot_lora and not config.lora_rank:
         raise ValueError("engine_sync lora needs adapters to send: set lora_rank, or use reload")
-    engine = VllmEngine(
+    return VllmEngine(
         servers,
         needs=Needs(max_len=config.max_tokens, tokenizer=tokenizer, updates=True),
         api_key=os.environ.get(KEY_VARIABLE, ""),
@@ -139,7 +142,15 @@ def _remote(
         way=way,
         tolerance=config.engine_tolerance,
     )
-    save = _save_adapter if way is hot_lora else save_model
+
+
+def _remote(
+    config: TrainConfig, model: nn.Module, tokenizer: Any, servers: Sequence[str], folder: str
+) -> Sampler:
+    from turnwise.agents.engines.vllm_weights import SavedWeights, hot_lora
+
+    engine = connected(config, tokenizer, servers)
+    save = _save_adapter if engine.way is hot_lora else save_model
     causal: Any = base_model(model)
     vocab = causal.get_input_embeddings().weight.shape[0]
 

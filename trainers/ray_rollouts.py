@@ -14,7 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from turnwise.agents.engines.functional import base_model
 from turnwise.agents.faults import MOST, in_one_line, log
@@ -24,7 +24,7 @@ from turnwise.envs.types import Episode, Task
 from turnwise.trainers.attempts import Attempts
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.ray_cluster import Cluster, ClusterLost, actor_options
-from turnwise.trainers.ray_worker import Kit, RolloutWorker
+from turnwise.trainers.ray_worker import Kit, OnServers, Opens, OwnReplica, RolloutWorker
 
 if TYPE_CHECKING:
     from turnwise.trainers.loop import Trainee
@@ -168,12 +168,17 @@ class RayRollouts:
         return min(HEAD_S, self.config.ray_timeout_s)
 
     def _renew(self) -> None:
-        """Put the learner's weights where workers fetch them, once per version."""
+        """Put the learner's weights where workers fetch them, once per version.
+
+        Servers have them already; their workers are told the model's name there.
+        """
         version = self.trainee.learner.updates
-        if version != self.version:
+        if self.config.has_servers:
+            self.weights = cast(Any, self.trainee.engine).model
+        elif version != self.version:
             state = base_model(self.trainee.learner.model).state_dict()
             self.weights = self.ray.put({name: w.detach().cpu() for name, w in state.items()})
-            self.version = version
+        self.version = version
 
     def _hand_out(self, round: Round) -> None:
         """Give each idle worker its share of what is to be played; who is being started has one."""
@@ -300,16 +305,23 @@ def kit_of(attempts: Attempts, trainee: Trainee) -> Kit:
     """Return what a worker of the run is made of."""
     config = attempts.config
     groups = -(-config.tasks_per_step // config.ray_workers)
+    settings = replace(attempts.settings, concurrency=groups * config.group_size)
     return Kit(
         make_env=attempts.make_env,
-        model=copy.deepcopy(base_model(trainee.learner.model)).requires_grad_(False).cpu(),
+        engine=_engine_of(config, trainee, settings.concurrency),
         tokenizer=trainee.tokenizer,
         temperature=trainee.policy.temperature,
         max_new_tokens=trainee.policy.sampling.max_tokens,
-        max_len=trainee.engine.max_len,
-        settings=replace(attempts.settings, concurrency=groups * config.group_size),
+        settings=settings,
         threads=config.threads,
     )
+
+
+def _engine_of(config: TrainConfig, trainee: Trainee, slots: int) -> Opens:
+    if config.has_servers:
+        return OnServers(config, trainee.tokenizer)
+    model = copy.deepcopy(base_model(trainee.learner.model)).requires_grad_(False).cpu()
+    return OwnReplica(model, slots, trainee.engine.max_len)
 
 
 def over_ray(attempts: Attempts, trainee: Trainee) -> Attempts:

@@ -1,4 +1,6 @@
-"""What a worker of a Ray cluster is: environments, an engine with weights of its own, a policy.
+"""What a worker of a Ray cluster is: environments, a policy, and an engine.
+
+The engine has weights of its own, or is on the servers that the learner brings new weights to.
 
 It plays whole groups and hands each over as soon as it is over. Nothing that an episode is made of
 follows from where it is played: its seeds are those of its job.
@@ -9,11 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from turnwise.agents.engines.base import Engine
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.jobs import Job
 from turnwise.agents.policy import LLMPolicy
@@ -22,9 +25,60 @@ from turnwise.agents.rollout import Settings, play
 from turnwise.agents.watchdog import Watchdog
 from turnwise.envs.base import Env
 from turnwise.envs.types import Episode
+from turnwise.trainers.config import TrainConfig, addresses_in
+from turnwise.trainers.engines import connected
 
 FETCH_S = 600.0
 """How long the weights of a version may take to come."""
+
+
+class Opens(Protocol):
+    """How a worker comes to an engine, and the engine to weights."""
+
+    def open(self) -> Engine:
+        """Return the engine."""
+
+    def give(self, engine: Any, weights: Any, version: int) -> None:
+        """Have it play with these weights of the learner, under this version."""
+
+
+@dataclass(frozen=True)
+class OwnReplica:
+    """An engine on the worker, on its GPU if it was given one."""
+
+    model: nn.Module
+    """A replica on the CPU; its weights are replaced before anything is played."""
+    slots: int
+    """Episodes that keep their cache."""
+    max_len: int
+    """Tokens of the longest history, action included."""
+
+    def open(self) -> Engine:
+        """Return an engine around the replica."""
+        model = self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return EmbeddedEngine(model, slots=self.slots, max_len=self.max_len)
+
+    def give(self, engine: Any, weights: Any, version: int) -> None:
+        """Fetch a state dict by its reference."""
+        import ray
+
+        engine.update_weights(ray.get(weights, timeout=FETCH_S), version)
+
+
+@dataclass(frozen=True)
+class OnServers:
+    """An engine on the servers of the run."""
+
+    config: TrainConfig
+    tokenizer: Any
+
+    def open(self) -> Engine:
+        """Return an engine that is connected to all of them."""
+        return connected(self.config, self.tokenizer, addresses_in(self.config.engine))
+
+    def give(self, engine: Any, weights: Any, version: int) -> None:
+        """Ask for the model of this name, which the learner has brought there."""
+        engine.adopt(weights, version)
 
 
 @dataclass(frozen=True)
@@ -32,28 +86,22 @@ class Kit:
     """What a worker is made of; it is sent once."""
 
     make_env: Callable[[], Env]
-    model: nn.Module
-    """A replica on the CPU; its weights are replaced before anything is played."""
+    engine: Opens
     tokenizer: Any
     temperature: float
     max_new_tokens: int
-    max_len: int
-    """Tokens of the longest history, action included."""
     settings: Settings
-    """Its `concurrency` is also how many episodes keep their cache."""
     threads: int
 
 
 class RolloutWorker:
-    """Plays groups on the node that it was placed on, on its GPU if it was given one."""
+    """Plays groups on the node that it was placed on."""
 
     def __init__(self, kit: Kit) -> None:
         torch.set_num_threads(kit.threads)
         self.kit, self.version = kit, -1
         self.watchdog: Watchdog | None = None
-        model = kit.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        slots = kit.settings.concurrency
-        self.engine = EmbeddedEngine(model, slots=slots, max_len=kit.max_len)
+        self.engine = kit.engine.open()
         self.policy = LLMPolicy(
             self.engine,
             Renderer(kit.tokenizer),
@@ -72,7 +120,7 @@ class RolloutWorker:
 
         Args:
             jobs: of whole groups.
-            weights: one reference to a state dict; it is fetched if the version is new here.
+            weights: one thing that `Opens.give` takes; it is taken if the version is new here.
             version: of these weights.
         """
         torch.set_num_threads(self.kit.threads)  # of this thread: Ray calls from another one
@@ -95,9 +143,7 @@ class RolloutWorker:
 
     def _take(self, weights: Sequence[Any], version: int) -> None:
         if version != self.version:
-            import ray
-
-            self.engine.update_weights(ray.get(weights[0], timeout=FETCH_S), version)
+            self.kit.engine.give(self.engine, weights[0], version)
             self.version = version
 
     def stuck(self) -> tuple[float, str]:
