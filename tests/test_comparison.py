@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from turnwise.agents.rollout import jobs_for, play
 from turnwise.envs.builtin.corridor import Corridor
-from turnwise.trainers import contest
+from turnwise.trainers import contest_run
 from turnwise.trainers.comparison import area, best_rate, crossing, paired, thirds, verdict
-from turnwise.trainers.contest import Arm, Experiment, Job, Models, School, beginning, run
+from turnwise.trainers.contest import Arm, Experiment, Job, Models, School
+from turnwise.trainers.contest_models import beginning
+from turnwise.trainers.contest_run import run
 from turnwise.trainers.equal_start import StartPlan, TargetMissed, equal_start, interpolated
 from turnwise.trainers.guard import Guard
 from turnwise.trainers.model import load_model
@@ -178,7 +180,7 @@ def test_a_run_ends_with_the_step_that_reaches_its_budget(done):
 
 
 def test_what_was_run_is_read_and_what_depends_on_another_setting_is_not(done, monkeypatch):
-    monkeypatch.setattr(contest, "_Run", _never)
+    monkeypatch.setattr(contest_run, "_Run", _never)
     job = Job(experiment=SMALL, arm=SMALL.arms[0], seed=0, rate=1e-3)
     there = {path.stem for path in (done.out / "results").iterdir()}
     rates = json.loads((done.results / "small.json").read_text())["rates"]
@@ -300,7 +302,7 @@ def test_a_pipeline_leaves_its_teacher_and_is_charged_for_looking_whether_it_sho
     both = replace(first, name="both", then=after, guard=soon)
     job = Job(experiment=replace(SMALL, budget=2000), arm=both, seed=0, rate=1e-5)
     found = run(job, done.out)  # at this rate nothing rises for long
-    looked = contest.VALIDATED * found["end"]["turns"]
+    looked = contest_run.VALIDATED * found["end"]["turns"]
     assert looked < found["left_at"] < found["env_steps"]
     assert "teacher_kl_on" in found["metrics"]["first"]
     assert "teacher_kl_on" not in found["metrics"]["last"]
@@ -310,7 +312,7 @@ def test_a_run_that_is_stopped_amid_its_steps_leaves_no_result(done, monkeypatch
     def cut(*args, **kwargs):
         yield {"step": 1.0, "env_steps": 4.0, "policy_version": 1}
 
-    monkeypatch.setattr(contest, "train", cut)
+    monkeypatch.setattr(contest_run, "train", cut)
     job = Job(experiment=SMALL, arm=SMALL.arms[0], seed=1, rate=0.123)
     with pytest.raises(KeyboardInterrupt, match="has no result"):
         run(job, done.out)

@@ -4,7 +4,7 @@
     interval = mean(d) +- t(n - 1) sd(d) / sqrt(n)                             95 %, over seeds
     AUC      = area under success over the share of the budget that is used    0 to 1
 
-Pure functions of numbers and of JSON values; `turnwise.trainers.contest` makes the numbers.
+Pure functions of numbers and of JSON values; `turnwise.trainers.contest_run` makes the numbers.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.trainers.comparison import best_rate
-from turnwise.trainers.contest import Arm, Experiment, Job, beginning, floors, run, teacher_of
+from turnwise.trainers.contest import Arm, Experiment, Job
+from turnwise.trainers.contest_models import beginning, floors, teacher_of
+from turnwise.trainers.contest_run import run
 
 Say = Callable[[str], object]
 
