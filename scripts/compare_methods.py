@@ -85,16 +85,20 @@ def anchored(recipe: Recipe) -> Recipe:
     return replace(recipe, kl_coefficient=0.0)
 
 
+PACE = 4
+"""Training steps per further turn: 24 turns are whole after two thirds of 48,000 steps."""
+
+
 def arms_of_tcod(teacher: str) -> dict[str, Arm]:
     """Return OPD, its curricula, and what a curriculum must be told from."""
     arm = partial(Arm, teacher=teacher, rate_of="OPD")
     own = partial(Arm, teacher=teacher)
     arms = (
         own(name="OPD", method="opd"),
-        own(name="F2B", method="tcod_f2b", options={"every": 1}),
+        own(name="F2B", method="tcod_f2b", options={"every": PACE}),
         arm(name="OPD, tight turn limit", method="opd", env={"turns": 13}),
         arm(name="OPD, constant cut T/4", method="opd", plan={"max_turns": 6}),
-        own(name="B2F, slack 1", method="tcod_b2f", options={"every": 1}, rate_of="F2B"),
+        own(name="B2F, slack 1", method="tcod_b2f", options={"every": PACE}, rate_of="F2B"),
     )
     return {each.name: each for each in arms}
 
