@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from turnwise.sandboxes import host_files, layers
 from turnwise.sandboxes.base import (
@@ -33,6 +32,7 @@ from turnwise.sandboxes.base import (
     words_of,
 )
 from turnwise.sandboxes.base import SandboxSpec as Spec
+from turnwise.sandboxes.closing import ClosedAtExit
 from turnwise.sandboxes.host_files import HostFiles
 from turnwise.sandboxes.layers import Layer
 from turnwise.sandboxes.snapshot import Snapshot, check_archive, open_copies, snapshot_from
@@ -208,7 +208,7 @@ def _result(reply: dict[str, Any], data: bytes) -> ExecResult:
     )
 
 
-class GuestBox:
+class GuestBox(ClosedAtExit):
     """A running box; implements `turnwise.sandboxes.base.Sandbox`.
 
     Args:
@@ -395,17 +395,6 @@ class GuestBox:
         """See `Sandbox.close`."""
         self._gone = self._gone or "it was closed"
         self._end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _deadline(self, timeout_s: float | None) -> float:
         return deadline_of(timeout_s, self.spec.limits)

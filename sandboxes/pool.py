@@ -15,8 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 
 from turnwise.sandboxes.base import (
     Limits,
@@ -26,6 +25,7 @@ from turnwise.sandboxes.base import (
     StartFailed,
     Unsupported,
 )
+from turnwise.sandboxes.closing import ClosedAtExit
 from turnwise.sandboxes.reaper import end_at_sigterm
 from turnwise.sandboxes.single_use import SingleUse, answers
 
@@ -88,7 +88,7 @@ def warm_pool(
     return WarmPool(start, **bounds)
 
 
-class WarmPool:
+class WarmPool(ClosedAtExit):
     """Keeps boxes of one kind ready. Synchronous; safe to use from many threads.
 
     Args:
@@ -186,17 +186,6 @@ class WarmPool:
             self._return(box)
         with self._changed:  # whoever starts a box sees `_closed` and destroys it
             self._changed.wait_for(lambda: not self._starting, timeout=60.0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _take(self, end: float) -> Sandbox | None:
         """A warm box, counted as leased; None where the caller must start one.

@@ -8,8 +8,7 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from turnwise.sandboxes.base import (
     ExecResult,
@@ -20,6 +19,7 @@ from turnwise.sandboxes.base import (
     SandboxSpec,
     Unsupported,
 )
+from turnwise.sandboxes.closing import ClosedAtExit
 from turnwise.sandboxes.remote_wire import EXTRA_BYTES, pack
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ GRACE_S = 20.0
 """How much later than the deadline of a call its answer may arrive."""
 
 
-class RemoteBox:
+class RemoteBox(ClosedAtExit):
     """A running box of a server; implements `turnwise.sandboxes.base.Sandbox`."""
 
     def __init__(
@@ -129,17 +129,6 @@ class RemoteBox:
         """See `Sandbox.close`."""
         self.gone("it was closed")
         self._end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _run(
         self, op: str, head: dict[str, Any], body: bytes, timeout_s: float | None

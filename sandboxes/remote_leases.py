@@ -8,8 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from turnwise.sandboxes.base import (
     ProtocolError,
@@ -20,6 +19,7 @@ from turnwise.sandboxes.base import (
     StartFailed,
     Unsupported,
 )
+from turnwise.sandboxes.closing import ClosedAtExit
 from turnwise.sandboxes.remote_calls import CALLS, Answer
 from turnwise.sandboxes.remote_wire import TOKEN_RULE, is_token, pack_spec
 
@@ -56,7 +56,7 @@ class Lease:
         }
 
 
-class Leases:
+class Leases(ClosedAtExit):
     """Boxes that are lent. A context manager.
 
     Args:
@@ -91,17 +91,6 @@ class Leases:
         self._threads = ThreadPoolExecutor(max_live + 8, "turnwise-lender")
         self._closed = threading.Event()
         threading.Thread(target=self._reap, name="turnwise-leases", daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Destroy all boxes and answer no more. Safe to call twice."""

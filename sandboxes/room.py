@@ -15,7 +15,6 @@ import posixpath
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import NoReturn, Self, TypeVar
 
 from turnwise.sandboxes.base import (
@@ -27,13 +26,14 @@ from turnwise.sandboxes.base import (
     StartFailed,
     Unsupported,
 )
+from turnwise.sandboxes.closing import ClosedAtExit
 
 T = TypeVar("T")
 _here = threading.local()
 _numbers = itertools.count()
 
 
-class Room:
+class Room(ClosedAtExit):
     """A `Sandbox` in a box that others share.
 
     `snapshot`, `fork` and `fork_kernel` raise `Unsupported`: a box is forked as a whole.
@@ -142,17 +142,6 @@ class Room:
             self.box.cell("import os; os._exit(0)", kernel=self._own(kernel))
         for name in self._shells:
             self.box.shell("exit", name=self._own(name))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _own(self, name: str) -> str:
         return f"{posixpath.basename(self.path)}-{name}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from turnwise.sandboxes.base import Sandbox, SandboxError
+from turnwise.sandboxes.closing import ClosedAtExit
 
 
-class SingleUse:
+class SingleUse(ClosedAtExit):
     """Does all that `box` does.
 
     Its methods are the box's own, so that a call through it costs nothing more.
@@ -33,17 +33,6 @@ class SingleUse:
     def close(self) -> None:
         """Destroy the box. Safe to call twice; never raises."""
         self._end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _offered() -> list[str]:

@@ -21,8 +21,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn
 
 from turnwise.sandboxes.base import (
     ExecResult,
@@ -32,6 +31,7 @@ from turnwise.sandboxes.base import (
     deadline_of,
     words_of,
 )
+from turnwise.sandboxes.closing import ClosedAtExit
 from turnwise.sandboxes.unsafe_files import read_file, write_file
 from turnwise.sandboxes.unsafe_process import Group, Runner, run_program
 
@@ -75,7 +75,7 @@ def open_box(spec: SandboxSpec) -> UnsafeBox:
     return box
 
 
-class UnsafeBox:
+class UnsafeBox(ClosedAtExit):
     """Implements `turnwise.sandboxes.base.Sandbox` without isolating; `folder` is its workdir."""
 
     backend = NAME
@@ -192,17 +192,6 @@ class UnsafeBox:
                 group.kill()
         self._end()
         self._lock.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _require_alive(self) -> None:
         if self.alive:
