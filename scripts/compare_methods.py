@@ -313,6 +313,21 @@ EXPERIMENTS = (
         budget=0,
         rates=(5e-3,),
     ),
+    *(
+        experiment(
+            name=name,
+            title=f"DAgger: hands slip, {labels:,} labels",
+            claim="How many labels does it take?",
+            finding=finding,
+            env={**SLIPPING, "p_slip": 0.1},
+            beginning=SHELTERED,
+            arms=arms_of_dagger(labels),
+            pairs=dagger_pairs(labels),
+            budget=0,
+            rates=(5e-3,),
+        )
+        for name, labels, finding in (("dagger_few", 500, ""), ("dagger_many", 6000, ""))
+    ),
     experiment(
         name="tcod_robust",
         title="TCOD: the three phases, a teacher that knows every way back",
