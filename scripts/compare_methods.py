@@ -98,7 +98,7 @@ def arms_of_tcod(teacher: str) -> dict[str, Arm]:
         own(name="F2B", method="tcod_f2b", options={"every": PACE}),
         arm(name="OPD, tight turn limit", method="opd", env={"turns": 13}),
         arm(name="OPD, constant cut T/4", method="opd", plan={"max_turns": 6}),
-        own(name="B2F, slack 1", method="tcod_b2f", options={"every": PACE}, rate_of="F2B"),
+        own(name="B2F, slack 1", method="tcod_b2f", options={"every": PACE}),
     )
     return {each.name: each for each in arms}
 
