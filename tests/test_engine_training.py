@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,19 @@ from servers import real_url, small, standin
 from toys import Walks
 
 from turnwise.agents.engines.standin import served
-from turnwise.agents.engines.vllm_start import ServerUnfit
+from turnwise.agents.engines.vllm import VllmEngine
+from turnwise.agents.engines.vllm_start import Needs, ServerUnfit
+from turnwise.agents.engines.vllm_weights import SavedWeights
 from turnwise.agents.record import read_records
 from turnwise.trainers.config import TrainConfig
+from turnwise.trainers.engines import own_logprobs
 from turnwise.trainers.loop import train
 from turnwise.trainers.model import load_model
 from turnwise.trainers.run_folder import RunFolderError
 
 torch.set_num_threads(1)
 HOW = [("reload", "completions"), ("phases", "generate")]
+ADAPTED = [("lora", "completions"), ("lora", "generate")]
 
 
 class Easy(Walks):
@@ -151,16 +156,28 @@ def test_what_is_wrong_with_the_engine_is_said_before_anything_is_played(tmp_pat
     assert not (tmp_path / "c/episodes.jsonl").exists()
 
 
+def give_back(url: str, model, folder: Path) -> None:
+    """Have a server hold a model, whatever it was trained to before."""
+    engine = VllmEngine([url], needs=Needs(updates=True))
+    vocab = model.get_input_embeddings().weight.shape[0]
+    engine.update_weights(SavedWeights(folder, partial(own_logprobs, model), vocab), 1)
+    engine.close()
+
+
 @pytest.mark.vllm
-@pytest.mark.parametrize(("sync", "route"), HOW)
+@pytest.mark.parametrize(("sync", "route"), HOW + ADAPTED)
 def test_a_real_vllm_is_trained_through_with_its_weights_proved_after_every_update(
     tmp_path, sync, route
 ):
     url, steps = real_url(), 4
     import os
 
-    start = load_model(os.environ["TURNWISE_VLLM_MODEL"])
-    rows = run(tmp_path / "run", url, start, steps=steps, engine_sync=sync, engine_route=route)
+    folder = os.environ["TURNWISE_VLLM_MODEL"]
+    start, how = load_model(folder), {"engine_sync": sync, "engine_route": route}
+    if sync == "lora":
+        give_back(url, start[0], Path(folder))
+        how["lora_rank"] = 2
+    rows = run(tmp_path / "run", url, start, steps=steps, **how)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert max(row["engine_gap"] for row in rows) < 1e-3
     assert any(row["grad_norm"] > 0 for row in rows)

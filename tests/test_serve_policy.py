@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
+from miniatures import qwen3
 
 from turnwise.cli.main import main
+from turnwise.cli.options import UsageError
 from turnwise.cli.serve_policy import Options, command
+from turnwise.trainers.model import add_lora
 
 
 def flag(argv: list[str], name: str) -> str:
@@ -53,8 +57,33 @@ def test_on_a_shared_gpu_the_server_takes_the_smaller_part():
 def test_adapters_are_taken_where_they_are_asked_for():
     argv, env = command(Options("m", lora_rank=8), cpu=True)
     assert flag(argv, "--max-lora-rank") == "8"
-    assert env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
-    assert "--enable-lora" not in command(Options("m"), cpu=True)[0]
+    assert env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True" and "TURNWISE_CPU_ADAPTERS" in env
+    assert "TURNWISE_CPU_ADAPTERS" not in command(Options("m", lora_rank=8), cpu=False)[1]
+    argv, env = command(Options("m"), cpu=True)
+    assert "--enable-lora" not in argv and "TURNWISE_CPU_ADAPTERS" not in env
+
+
+@pytest.mark.parametrize(("rank", "held"), [(1, "8"), (8, "8"), (9, "16"), (200, "256")])
+def test_a_rank_that_vllm_has_no_room_of_gets_the_next_larger_one(rank, held):
+    assert flag(command(Options("m", lora_rank=rank), cpu=True)[0], "--max-lora-rank") == held
+
+
+def test_a_rank_that_vllm_has_no_room_for_is_refused():
+    with pytest.raises(UsageError, match="513 is more than vLLM takes: 512"):
+        command(Options("m", lora_rank=513), cpu=True)
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+def test_adapters_have_a_place_at_every_layer_that_training_gives_them_and_not_at_the_output(cpu):
+    argv, _ = command(Options("m", lora_rank=8), cpu=cpu)
+    first = argv.index("--lora-target-modules") + 1
+    places = set(takewhile(lambda word: not word.startswith("--"), argv[first:]))
+    adapted = {
+        name.split(".lora_A")[0].split(".")[-1]
+        for name, _ in add_lora(qwen3(0), 2).named_parameters()
+        if ".lora_A" in name
+    }
+    assert len(adapted) == 7 and adapted <= places and "lm_head" not in places
 
 
 def test_other_machines_are_served_only_where_that_is_said(capsys):

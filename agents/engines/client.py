@@ -70,24 +70,39 @@ class Server:
         return await self._ask("GET", path, None, deadline_s, tries=2)
 
     async def post(
-        self, path: str, body: Any = None, *, once: bool = False, deadline_s: float | None = None
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        once: bool = False,
+        text: bool = False,
+        deadline_s: float | None = None,
     ) -> Any:
         """Return the JSON with which the server answers.
 
         Args:
             once: do not ask again on a reset connection: for what changes the server.
+            text: the route answers in words, which are returned as they are.
 
         Raises:
             ServerLost, ServerLate, ServerRefused, ProtocolError: see the module.
         """
-        return await self._ask("POST", path, body, deadline_s, tries=1 if once else 2)
+        tries = 1 if once else 2
+        return await self._ask("POST", path, body, deadline_s, tries=tries, text=text)
 
     async def close(self) -> None:
         """Close every connection."""
         await self._client.aclose()
 
     async def _ask(
-        self, method: str, path: str, body: Any, deadline_s: float | None, *, tries: int
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        deadline_s: float | None,
+        *,
+        tries: int,
+        text: bool = False,
     ) -> Any:
         limit = self.deadline_s if deadline_s is None else deadline_s
         try:
@@ -95,7 +110,7 @@ class Server:
                 response = await self._send(method, path, body, tries)
         except TimeoutError:
             raise ServerLate(f"{self.url}{path}: no answer in {limit:g} s") from None
-        return self._read(path, response)
+        return self._read(path, response, text)
 
     async def _send(self, method: str, path: str, body: Any, tries: int) -> httpx.Response:
         for left in reversed(range(tries)):
@@ -112,12 +127,14 @@ class Server:
         what = str(error) or type(error).__name__
         return ServerLost(f"{self.url}{path}: {what}{how_often}; is the server running?")
 
-    def _read(self, path: str, response: httpx.Response) -> Any:
+    def _read(self, path: str, response: httpx.Response, text: bool) -> Any:
         if response.status_code >= 400:
             why = _complaint(response)
             raise ServerRefused(
                 f"{self.url}{path} answered {response.status_code}: {why}", response.status_code
             )
+        if text:
+            return response.text
         if not response.content:
             return {}
         try:

@@ -25,7 +25,7 @@ from turnwise.agents.engines.standin_chat import chat
 from turnwise.agents.engines.standin_generate import Refusal
 from turnwise.agents.engines.standin_model import Load, ServedModel, Weights, load_files
 
-Route = Callable[["StandIn", Mapping[str, Any]], Awaitable[dict[str, Any]]]
+Route = Callable[["StandIn", Mapping[str, Any]], Awaitable[dict[str, Any] | str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class Settings:
     max_model_len: int = 512
     max_logprobs: int = 20
     max_num_seqs: int = 64
+    max_lora_rank: int = 8
+    """`--enable-lora --max-lora-rank`; 0 leaves the routes for adapters out."""
     processed: bool = True
     """`--logprobs-mode processed_logprobs`; off is vLLM's default, raw."""
     scale_out: bool = True
@@ -77,7 +79,8 @@ class StandIn:
         if scope["type"] != "http":
             return
         try:
-            status, answer = 200, await self._answer(scope, await _body(receive))
+            status = 200
+            answer: dict[str, Any] | str = await self._answer(scope, await _body(receive))
         except Refusal as refusal:
             status = refusal.status
             error = {"message": str(refusal), "type": "Error", "param": None, "code": status}
@@ -86,7 +89,7 @@ class StandIn:
             status, answer = 500, {"error": {"message": repr(error), "code": 500}}
         await _reply(send, status, answer)
 
-    async def _answer(self, scope: Any, raw: bytes) -> dict[str, Any]:
+    async def _answer(self, scope: Any, raw: bytes) -> dict[str, Any] | str:
         self._authorise(scope)
         known = ROUTES | (DEV_ROUTES if self.settings.dev_mode else {})
         route = known.get((scope["method"], scope["path"]))
@@ -138,11 +141,12 @@ async def _version(app: StandIn, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _models(app: StandIn, body: Mapping[str, Any]) -> dict[str, Any]:
-    most, names = app.settings.max_model_len, (app.settings.served, *app.served.adapters)
-    return {
-        "object": "list",
-        "data": [{"id": name, "object": "model", "max_model_len": most} for name in names],
-    }
+    served = {app.settings.served: app.settings.max_model_len}
+    data = [
+        {"id": name, "object": "model", "max_model_len": most}
+        for name, most in (served | dict.fromkeys(app.served.adapters)).items()
+    ]
+    return {"object": "list", "data": data}
 
 
 async def _tokenize(app: StandIn, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,6 +165,7 @@ ROUTES: dict[tuple[str, str], Route] = {
     ("POST", "/inference/v1/generate"): standin_generate.scale_out,
     ("POST", "/v1/chat/completions"): chat,
     ("POST", "/v1/load_lora_adapter"): standin_weights.load_lora,
+    ("POST", "/v1/unload_lora_adapter"): standin_weights.unload_lora,
 }
 DEV_ROUTES: dict[tuple[str, str], Route] = {
     ("POST", "/pause"): standin_weights.pause,
@@ -186,10 +191,12 @@ async def _body(receive: Any) -> bytes:
     return b"".join(parts)
 
 
-async def _reply(send: Any, status: int, answer: Mapping[str, Any]) -> None:
-    raw = json.dumps(answer).encode()
-    length = str(len(raw)).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+async def _reply(send: Any, status: int, answer: Mapping[str, Any] | str) -> None:
+    """Send JSON, or words, which vLLM sends without a content type."""
+    words = isinstance(answer, str)
+    raw = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+    headers = [] if words else [(b"content-type", b"application/json")]
+    headers.append((b"content-length", str(len(raw)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": raw})
 

@@ -66,6 +66,8 @@ class Weights:
     prefixes: OrderedDict[str, tuple[str, list[int]]] = field(default_factory=OrderedDict)
     """Idle session of the engine -> (salt, ids that it has seen); the oldest one first."""
     waiting: dict[str, asyncio.Future[GenOutput]] = field(default_factory=dict)
+    again: Path | None = None
+    """The folder of an adapter that was loaded in place."""
 
 
 class ServedModel:
@@ -76,6 +78,7 @@ class ServedModel:
         self.vocab = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         self.base = self._weights(model.eval().requires_grad_(False))
         self.adapters: dict[str, Weights] = {}
+        self.retired: list[Weights] = []
         self.versions = ["default"]
         self.resumed = asyncio.Event()
         self.resumed.set()
@@ -100,9 +103,10 @@ class ServedModel:
         return output
 
     async def _tick(self) -> None:
-        while busy := [w for w in (self.base, *self.adapters.values()) if w.waiting]:
+        while busy := [w for w in self._every() if w.waiting]:
             await self.resumed.wait()
             for which in busy:
+                self._reread(which)
                 for output in which.engine.poll():
                     which.waiting.pop(output.session).set_result(output)
             await asyncio.sleep(0)
@@ -139,6 +143,7 @@ class ServedModel:
     @torch.no_grad()
     def logits(self, which: Weights, ids: Sequence[int]) -> Tensor:
         """Return float32 [len(ids), V] by a whole forward pass: no cache is read."""
+        self._reread(which)
         return which.model(input_ids=torch.tensor([list(ids)])).logits[0].float()
 
     def chosen(self, which: Weights, ids: list[int], drawn: Sequence[int]) -> tuple[float, ...]:
@@ -153,23 +158,42 @@ class ServedModel:
     def stamp(self, version: str) -> None:
         """Name the weights; tokens that are drawn from now on carry it."""
         self.versions.append(version)
-        for which in (self.base, *self.adapters.values()):
+        for which in self._every():
             which.engine.version = len(self.versions) - 1
 
     def reset(self) -> None:
         """Forget the prefix cache; what is being generated is prefilled again."""
-        for which in (self.base, *self.adapters.values()):
+        for which in self._every():
             which.prefixes.clear()
             which.engine.update_weights(None, which.engine.version)
 
-    def adapt(self, name: str, folder: Path) -> None:
-        """Load an adapter beside the base model, in place of one with the same name."""
-        kept = self.adapters.get(name)
-        model = kept.model if kept else copy.deepcopy(self.base.model)
-        model.load_state_dict(self.base.model.state_dict())
-        merge_lora(model, folder)
-        if kept is None:
-            self.adapters[name] = self._weights(model)
+    def adapt(self, name: str, folder: Path, *, again: bool) -> None:
+        """Load an adapter beside the base model, in place of one with the same name.
+
+        Args:
+            again: read the folder again before every forward pass.
+        """
+        if name not in self.adapters:
+            self.adapters[name] = self._weights(copy.deepcopy(self.base.model))
+            self.adapters[name].engine.version = len(self.versions) - 1
+        self._merge(self.adapters[name], folder)
+        self.adapters[name].again = folder if again else None
+
+    def retire(self, name: str) -> None:
+        """Forget an adapter's name, and itself once nothing is drawn by it any more."""
+        busy = [*self.retired, self.adapters.pop(name)]
+        self.retired = [which for which in busy if which.waiting]
+
+    def _every(self) -> list[Weights]:
+        return [self.base, *self.adapters.values(), *self.retired]
+
+    def _merge(self, which: Weights, folder: Path) -> None:
+        which.model.load_state_dict(self.base.model.state_dict())
+        merge_lora(which.model, folder)
+
+    def _reread(self, which: Weights) -> None:
+        if which.again is not None:
+            self._merge(which, which.again)
 
     def of(self, name: str) -> Weights:
         """Return the weights behind a model's name."""

@@ -5,6 +5,7 @@ As on vLLM, an update that was not started fails with status 500, and no update 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,10 +99,34 @@ async def reset_prefix_cache(app: StandIn, body: Body) -> dict[str, Any]:
     return {"success": True}
 
 
-async def load_lora(app: StandIn, body: Body) -> dict[str, Any]:
-    """Load an adapter under a name; the same name again needs `load_inplace`."""
-    name = body["lora_name"]
-    if name in app.served.adapters and not body.get("load_inplace"):
+async def load_lora(app: StandIn, body: Body) -> str:
+    """Load an adapter under a name; the same name again needs `load_inplace`.
+
+    One that was loaded in place is read again before every forward pass.
+    """
+    name, folder, again = body["lora_name"], Path(body["lora_path"]), bool(body.get("load_inplace"))
+    _takes_adapters(app)
+    if name in app.served.adapters and not again:
         raise Refusal(400, f"The lora adapter '{name}' has already been loaded.")
-    app.served.adapt(name, Path(body["lora_path"]))
-    return {}
+    if not (config := folder / "adapter_config.json").exists():
+        raise Refusal(404, f"Loading lora {name} failed: No adapter found for {folder}")
+    rank, most = json.loads(config.read_text())["r"], app.settings.max_lora_rank
+    if rank > most:
+        raise Refusal(500, f"LoRA rank {rank} is greater than max_lora_rank {most}.")
+    app.served.adapt(name, folder, again=again)
+    return f"Success: LoRA adapter '{name}' added successfully."
+
+
+async def unload_lora(app: StandIn, body: Body) -> str:
+    """Forget the name of an adapter; what is being drawn by it goes on."""
+    name = body["lora_name"]
+    _takes_adapters(app)
+    if name not in app.served.adapters:
+        raise Refusal(404, f"The lora adapter '{name}' cannot be found.")
+    app.served.retire(name)
+    return f"Success: LoRA adapter '{name}' removed successfully."
+
+
+def _takes_adapters(app: StandIn) -> None:
+    if not app.settings.max_lora_rank:
+        raise Refusal(404, "Not Found")

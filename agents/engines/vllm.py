@@ -30,6 +30,7 @@ from turnwise.agents.engines.vllm_start import Needs, ServerUnfit, examine
 from turnwise.agents.engines.vllm_weights import (
     SavedWeights,
     Way,
+    hot_lora,
     prove,
     reload_folder,
     replace_weights,
@@ -259,7 +260,8 @@ class VllmEngine:
         """Bring saved weights to every server that lives, prove that they are there, stamp them.
 
         Over a route that does not tell versions by the token, requests in flight are waited for;
-        over `GENERATE` they are paused and go on under the new weights.
+        over `GENERATE` they are paused and go on under the new weights. A new adapter is always
+        waited with: what is in flight would end by the old one, and be said to be by the new.
 
         Raises:
             EngineBroken: a server holds what it should not, or none is left. The engine raises
@@ -275,7 +277,7 @@ class VllmEngine:
 
     async def _update(self, source: SavedWeights, version: int) -> None:
         self._gate.clear()
-        if not self.wire.spans:
+        if not self.wire.spans or self.way is hot_lora:
             await self._until_quiet()
         replicas = [*self.replicas.living, *self.replicas.rested()]
         renewing = (self._renew(r, source, version) for r in replicas)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turnwise.agents.engines.base import EngineError, GenRequest, Sampling, ScoreRequest
-from turnwise.agents.engines.client import Server
+from turnwise.agents.engines.client import Server, ServerRefused
 from turnwise.agents.engines.sampling import uniforms
 from turnwise.agents.engines.vllm_score import score
 from turnwise.agents.engines.vllm_wire import Wire, output_of, version_name
@@ -87,11 +87,31 @@ async def four_phases(server: Server, folder: Path, version: int, model: str) ->
 
 
 async def hot_lora(server: Server, folder: Path, version: int, model: str) -> str:
-    """Load an adapter in place of the last one; the server was started with --enable-lora."""
-    body = {"lora_name": LORA_NAME, "lora_path": str(folder.resolve()), "load_inplace": True}
-    await server.post("/v1/load_lora_adapter", body, once=True)
+    """Unload the last adapter and load this one; the server was started with --enable-lora.
+
+    Not by `load_inplace`: vLLM 0.32 then reads the folder again at every forward pass, so that
+    tokens are drawn by whatever the trainer is just writing there. A request in flight keeps the
+    adapter that it began with; the engine waits for it.
+    """
+    await _unload(server)
+    body = {"lora_name": LORA_NAME, "lora_path": str(folder.resolve())}
+    await server.post("/v1/load_lora_adapter", body, once=True, text=True)
     await server.post("/update_weight_version", {"new_version": version_name(version)}, once=True)
     return LORA_NAME
+
+
+async def _unload(server: Server) -> None:
+    """Unload the adapter of an earlier version or run, if there is one."""
+    try:
+        await server.post("/v1/unload_lora_adapter", {"lora_name": LORA_NAME}, once=True, text=True)
+    except ServerRefused as error:
+        if error.status != 404:
+            raise
+        if "cannot be found" not in str(error):  # there is no such route
+            raise EngineError(
+                f"{server.url} takes no adapters: start it by `turnwise serve-policy --lora-rank "
+                "N`, N that of the trainer, or let whole weights travel (engine_sync reload)"
+            ) from error
 
 
 async def prove(

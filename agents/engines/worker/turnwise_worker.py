@@ -5,7 +5,8 @@
 
 vLLM's own backends need a GPU. `turnwise serve-policy` passes the flags. With TURNWISE_NO_PREPACK=1
 a CPU build keeps its weights as they were loaded: it would else copy them into oneDNN handles and
-empty them, and a reload then answers 200 while the model is neither old nor new.
+empty them, and a reload then answers 200 while the model is neither old nor new. With
+TURNWISE_CPU_ADAPTERS=1 it keeps adapters off the requests that ask for none.
 
 This file runs in the server's interpreter, which need not know turnwise, and imports nothing of it.
 """
@@ -91,6 +92,25 @@ def keep_weights_unpacked() -> None:
     utils.check_cpu_sgl_kernel = lambda *shape, **options: False
 
 
+def keep_adapters_apart() -> None:
+    """Make a CPU build adapt nothing for requests that ask for no adapter.
+
+    vLLM 0.32 marks those by slot -1, which its operations for a CPU take for the last slot: beside
+    a request with an adapter, one without is computed by whatever adapter lies there.
+    """
+    from vllm.lora.ops.torch_ops import lora_ops
+
+    shrink = lora_ops.bgmv_shrink
+
+    def shrink_where_asked(inputs: Any, weights: Any, output: Any, slots: Any, *scale: Any) -> None:
+        shrink(inputs, weights, output, slots, *scale)
+        output.masked_fill_((slots < 0)[:, None], 0.0)
+
+    lora_ops.bgmv_shrink = shrink_where_asked
+
+
 WeightTransferEngineFactory.register_engine("safetensors_dir", FromFolder)
 if os.environ.get("TURNWISE_NO_PREPACK"):
     keep_weights_unpacked()
+if os.environ.get("TURNWISE_CPU_ADAPTERS"):
+    keep_adapters_apart()
