@@ -36,6 +36,13 @@ class Sampler:
     weights: Callable[[], Any]
     """Returns the `source` of `Engine.update_weights`."""
 
+    def __post_init__(self) -> None:
+        if shaping := getattr(self.engine, "shaping", None):
+            raise ValueError(
+                f"the engine samples with {shaping}, and its log-probabilities are then not those "
+                "of the policy that is trained: train on an engine without shaping"
+            )
+
     def publish(self, version: int) -> None:
         """Tell the engine that the weights have changed."""
         self.engine.update_weights(self.weights(), version)
