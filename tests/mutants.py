@@ -2,7 +2,7 @@
 
     python tests/mutants.py            every fault; ends with 1 if one survives
     python tests/mutants.py trust      those whose file or test holds a word
-    python tests/mutants.py engines/vllm
+    python tests/mutants.py engines/  those of the engines
 
 A fault is put into a copy of its folder, and `turnwise` is where the copy lies: the working tree is
 never touched. tests/test_mutants.py holds that every fault still fits its file.

@@ -36,7 +36,6 @@ ENGINES = [
      "engine.py two_spans"),
     (EMBEDDED, "keep = _common_prefix(session.ids, ids[:-1])",
      "keep = min(len(session.ids), len(ids) - 1)", "engine.py read_anew"),
-    (EMBEDDED, "session.slot, session.ids = -1, []", "session.slot = -1", "engine.py outlives"),
     # Silent corruption of a sync.
     (VLLM, "            await prove(server, self.wire, source, name, salt, max_len=room,"
      " tolerance=most)\n", "            pass\n", "engine_faults.py half_of_the_layers"),
