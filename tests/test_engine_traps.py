@@ -192,6 +192,7 @@ FALSE_SCORES = {
     "too few candidates": (row(lambda rows: rows[4].popitem() + rows[4].popitem()), "candidates"),
     "none at all": (lambda choice: choice.update(prompt_logprobs=None), "another shape"),
     "no number": (own(math.nan), "not a log-probability"),
+    "minus infinity": (own(-math.inf), "not a log-probability"),
     "a logit": (own(2.5), "not a log-probability"),
 }
 
