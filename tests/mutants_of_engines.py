@@ -4,7 +4,7 @@ from __future__ import annotations
 
 VLLM, WIRE, SCORE = (f"agents/engines/vllm{name}" for name in ("", "_wire", "_score"))
 START, WEIGHTS = (f"agents/engines/vllm_{name}" for name in ("start", "weights"))
-CLIENT, REPLICAS, BACK = (f"agents/engines/{name}" for name in ("client", "replicas", "background"))
+CLIENT, REPLICAS = (f"agents/engines/{name}" for name in ("client", "replicas"))
 EMBEDDED, SLAB, SAMPLING = (f"agents/engines/{name}" for name in ("embedded", "slab", "sampling"))
 FUNCTIONAL, RECOMPUTE = (f"agents/engines/{name}" for name in ("functional", "recompute"))
 
@@ -169,7 +169,6 @@ ENGINES = [
     (SLAB, "self.lengths[slot] += len(x)", "self.lengths[slot] += n",
      "engine_numerics.py without_kept_keys"),
     (RECOMPUTE, "lengths - 1].float()", "-1].float()", "engine_numerics.py without_kept_keys"),
-    (RECOMPUTE, "[: self.lengths[slot]]", "", "engine.py without_a_cache"),
     (EMBEDDED, "request.start - 1 : -1].float()", "request.start - 1 : -1]",
      "engine_numerics.py scores_of_bfloat16"),
     ("trainers/engines", ".logits[0, :-1].float()", ".logits[0, :-1]",
@@ -177,7 +176,5 @@ ENGINES = [
     (FUNCTIONAL, 'rope.get("rope_type", "default") == "default"', "True",
      "engine_numerics.py scaled_positions"),
     (FUNCTIONAL, "        and not sliding\n", "", "engine_numerics.py sliding_window"),
-    (FUNCTIONAL, "if not (gap < slack * max(1.0, theirs.abs().max().item()) and",
-     "if not (", "engine.py found_out"),
     (SAMPLING, "+ np.asarray(counters, np.uint64)", "", "engine.py independent"),
 ]  # fmt: skip
