@@ -1,7 +1,8 @@
-"""Faults that the tests of teaching must find, each with one that does. Run on demand:
+"""Faults that the tests of teaching and of engines must find, each with one that does:
 
     python tests/mutants.py            every fault; ends with 1 if one survives
     python tests/mutants.py trust      those whose file or test holds a word
+    python tests/mutants.py engines/  those of the engines
 
 A fault is put into a copy of its folder, and `turnwise` is where the copy lies: the working tree is
 never touched. tests/test_mutants.py holds that every fault still fits its file.
@@ -21,6 +22,7 @@ from pathlib import Path
 import accelerate  # noqa: F401  (imported once for all)
 import pytest
 import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+from mutants_of_engines import ENGINES
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("sandboxes", "envs", "agents", "trainers", "cli")
@@ -102,12 +104,13 @@ MUTANTS = [
     Mutant("trainers/lesson.py",
            "    taught = taught or (method.imitation is not None and bool(lesson.teacher))\n", "",
            "test_lesson.py that_imitates"),
+    *(Mutant(f"{file}.py", old, new, f"test_{test}") for file, old, new, test in ENGINES),
 ]  # fmt: skip
 
 
 def is_found(mutant: Mutant, folder: Path) -> bool:
     """Return whether the test of a fault fails on it."""
-    home, name = mutant.file.split("/")
+    home, _, name = mutant.file.partition("/")
     for other in FOLDERS:
         place = folder / "turnwise" / other
         place.parent.mkdir(exist_ok=True)

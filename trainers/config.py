@@ -53,8 +53,8 @@ class TrainConfig:
     engine_route: str = "completions"
     """How a server is asked: `completions`, or `generate`, which tells versions by the token."""
     engine_tolerance: float = 0.02
-    """Nats by which a server may differ from the trainer on the probe after each update; a server
-    in bfloat16 needs about 0.1."""
+    """Nats by which a server may differ from itself at the start, and from the trainer on the probe
+    after each update; a server in bfloat16 needs about 0.1."""
     steps: int = 100
     """Batches of episodes to play and to learn from."""
     tasks_per_step: int = 16

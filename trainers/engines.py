@@ -42,6 +42,13 @@ class Sampler:
     publish: Callable[[int], object]
     """Has the engine play with the present weights from now on, under this version."""
 
+    def __post_init__(self) -> None:
+        if shaping := getattr(self.engine, "shaping", None):
+            raise ValueError(
+                f"the engine samples with {shaping}, and its log-probabilities are then not those "
+                "of the policy that is trained: train on an engine without shaping"
+            )
+
     def close(self) -> None:
         """Close the connections of an engine that has any."""
         getattr(self.engine, "close", lambda: None)()

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -44,8 +44,10 @@ class Settings:
     """`--logprobs-mode processed_logprobs`; off is vLLM's default, raw."""
     scale_out: bool = True
     dev_mode: bool = True
-    default_top_p: float = 1.0
-    """As a model's generation_config.json may set it, for requests that do not."""
+    logits: bool = False
+    """`--logprobs-mode raw_logits`: what is called a log-probability is none."""
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    """As a model's generation_config.json may set them, for requests that do not: see `Shape`."""
 
 
 class StandIn:

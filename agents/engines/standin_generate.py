@@ -101,7 +101,7 @@ async def generate(
     sampling = Sampling(min(asked.get("max_tokens", 16), room), temperature, (*stops, *eos))
     seed = asked.get("seed")
     seed = random.getrandbits(62) if seed is None else seed
-    shape = Shape(asked.get("top_p", app.settings.default_top_p), asked.get("top_k", 0))
+    shape = Shape.of({**app.settings.defaults, **asked})
     if shape.plain:
         output = await app.served.draw(which, ids, sampling, seed, salt)
     else:
@@ -114,9 +114,9 @@ async def generate(
 
 def _raw(app: StandIn, which: Weights, ids: list[int], output: GenOutput) -> GenOutput:
     """Return the output with the log-probabilities of the server's mode."""
-    if app.settings.processed:
+    if app.settings.processed and not app.settings.logits:
         return output
-    raw = app.served.chosen(which, ids, output.token_ids)
+    raw = app.served.chosen(which, ids, output.token_ids, normed=not app.settings.logits)
     return GenOutput(output.session, output.token_ids, raw, output.finish, output.versions)
 
 

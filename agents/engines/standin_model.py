@@ -11,8 +11,8 @@ import copy
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +35,41 @@ def load_files(model: nn.Module, files: Sequence[Path]) -> None:
         model.load_state_dict(load_file(path), strict=False)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Shape:
     """What else than the temperature shapes the distribution."""
 
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any]) -> Shape:
+        """Return what a request says of it."""
+        return cls(**{f.name: asked[f.name] for f in fields(cls) if f.name in asked})
 
     @property
     def plain(self) -> bool:
         """Nothing does."""
-        return self.top_p >= 1.0 and self.top_k <= 0
+        return replace(self, top_k=max(self.top_k, 0)) == Shape()
+
+    def penalised(self, logits: Tensor, prompt: Sequence[int], drawn: Sequence[int]) -> Tensor:
+        """Return `logits` [V] less what there already was."""
+        seen = torch.zeros(len(logits), dtype=torch.bool)
+        seen[[*prompt, *drawn]] = True
+        factor = torch.where(logits > 0, 1 / self.repetition_penalty, self.repetition_penalty)
+        counts = torch.bincount(torch.tensor(drawn, dtype=torch.int64), minlength=len(logits))
+        less = self.presence_penalty * (counts > 0) + self.frequency_penalty * counts
+        return torch.where(seen, logits * factor, logits) - less
 
     def kept(self, logits: Tensor) -> Tensor:
         """Return `logits` [V] with minus infinity where nothing may be drawn."""
         ordered, ids = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        out = before >= self.top_p
+        probs = ordered.softmax(-1)
+        out = (probs.cumsum(-1) - probs >= self.top_p) | (probs < self.min_p * probs[0])
         if self.top_k > 0:
             out |= torch.arange(len(ids)) >= self.top_k
         return logits.masked_fill(torch.zeros_like(out).scatter(0, ids, out), -math.inf)
@@ -132,7 +150,8 @@ class ServedModel:
         logprobs: list[float] = []
         while len(drawn) < sampling.max_tokens and not {*drawn[-1:]} & {*sampling.stop_ids}:
             scale = sampling.temperature or 1.0
-            row = shape.kept(self.logits(which, [*ids, *drawn])[-1] / scale)
+            row = shape.penalised(self.logits(which, [*ids, *drawn])[-1], ids, drawn)
+            row = shape.kept(row / scale)
             (token,), (logprob,) = sample(row[None], [1.0], [seed], [len(drawn)])
             drawn.append(token)
             logprobs.append(logprob)
@@ -146,9 +165,12 @@ class ServedModel:
         self._reread(which)
         return which.model(input_ids=torch.tensor([list(ids)])).logits[0].float()
 
-    def chosen(self, which: Weights, ids: list[int], drawn: Sequence[int]) -> tuple[float, ...]:
-        """Return what vLLM's raw mode says of drawn tokens: T = 1, whatever they were drawn at."""
-        rows = self.logits(which, [*ids, *drawn])[len(ids) - 1 : -1].log_softmax(-1)
+    def chosen(
+        self, which: Weights, ids: list[int], drawn: Sequence[int], *, normed: bool
+    ) -> tuple[float, ...]:
+        """Return what vLLM's raw modes say of drawn tokens: T = 1, whatever they were drawn at."""
+        rows = self.logits(which, [*ids, *drawn])[len(ids) - 1 : -1]
+        rows = rows.log_softmax(-1) if normed else rows
         return tuple(rows.gather(-1, torch.tensor(drawn)[:, None])[:, 0].tolist())
 
     def change(self, files: Sequence[Path]) -> None:

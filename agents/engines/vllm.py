@@ -28,6 +28,7 @@ from turnwise.agents.engines.replicas import Replica, Replicas
 from turnwise.agents.engines.vllm_score import check_scorable, score
 from turnwise.agents.engines.vllm_start import Needs, ServerUnfit, examine
 from turnwise.agents.engines.vllm_weights import (
+    TOLERANCE,
     SavedWeights,
     Way,
     hot_lora,
@@ -56,7 +57,8 @@ class VllmEngine:
         deadline_s: of one answer. A server that misses it is dead.
         wire: the route; see `vllm_wire`.
         way: how weights travel; see `vllm_weights`.
-        tolerance: of the probe after each change of weights, mean nats; see `prove`.
+        tolerance: of the look at the start and of the probe after each change of weights, mean
+            nats; see `prove`.
         strikes, rest_s: when a server is dead, and for how long; see `Replicas`.
         shaping: overrides of `PLAIN`, as `{"top_p": 0.9}` to evaluate with; outputs are then not
             `exact`.
@@ -77,7 +79,7 @@ class VllmEngine:
         deadline_s: float = 600.0,
         wire: Wire = COMPLETIONS,
         way: Way = reload_folder,
-        tolerance: float = 0.02,
+        tolerance: float = TOLERANCE,
         strikes: int = 3,
         rest_s: float = 30.0,
         shaping: Mapping[str, Any] | None = None,
@@ -106,7 +108,8 @@ class VllmEngine:
             raise
 
     async def _examine(self, needs: Needs) -> tuple[str, int]:
-        every = [await examine(r.server, needs, self.wire) for r in self.replicas.every]
+        servers = [replica.server for replica in self.replicas.every]
+        every = [await examine(s, needs, self.wire, self.tolerance) for s in servers]
         if len({model for model, _ in every}) > 1:
             raise ServerUnfit(
                 f"the servers serve different models: {sorted({m for m, _ in every})}"

@@ -84,6 +84,8 @@ def _read(rows: Sequence[Mapping[str, Any] | None], request: ScoreRequest) -> Sc
     chosen = tuple(float(row[str(token)]["logprob"]) for row, token in wanted if row is not None)
     if len(chosen) != len(wanted):
         raise ProtocolError("/v1/completions: a token has no score")
+    if not all(math.isfinite(logprob) and logprob < 1e-4 for logprob in chosen):
+        raise ProtocolError("/v1/completions: a score is not a log-probability of at most 0")
     if not request.topk:
         return ScoreOutput(chosen)
     best = [_best(row or {}, request.topk) for row, _ in wanted]

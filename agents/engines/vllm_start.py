@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from turnwise.agents.engines.base import GenRequest, Sampling, ScoreRequest
-from turnwise.agents.engines.client import Server, ServerRefused
+from turnwise.agents.engines.client import ProtocolError, Server, ServerRefused
 from turnwise.agents.engines.vllm_score import score
-from turnwise.agents.engines.vllm_weights import PROBE_DRAWS
+from turnwise.agents.engines.vllm_weights import PROBE_DRAWS, TOLERANCE, mean_gap
 from turnwise.agents.engines.vllm_wire import GENERATE, Wire, output_of
 
 VERSIONS = ((0, 21), (0, 33))
@@ -46,8 +45,13 @@ class Needs:
     versions: tuple[tuple[int, int], tuple[int, int]] = VERSIONS
 
 
-async def examine(server: Server, needs: Needs, wire: Wire) -> tuple[str, int]:
+async def examine(
+    server: Server, needs: Needs, wire: Wire, tolerance: float = TOLERANCE
+) -> tuple[str, int]:
     """Return (model, longest sequence in tokens) of a server that is fit.
+
+    Args:
+        tolerance: mean nats by which two ways to compute the same may differ; see `prove`.
 
     Raises:
         ServerUnfit: it is not.
@@ -59,7 +63,7 @@ async def examine(server: Server, needs: Needs, wire: Wire) -> tuple[str, int]:
         await _routes(server)
     if needs.tokenizer is not None:
         await _tokenizer(server, model, needs.tokenizer)
-    await _logprobs(server, wire, model)
+    await _logprobs(server, wire, model, tolerance)
     return model, max_len
 
 
@@ -115,24 +119,30 @@ async def _tokenizer(server: Server, model: str, tokenizer: Any) -> None:
             )
 
 
-async def _logprobs(server: Server, wire: Wire, model: str) -> None:
+async def _logprobs(server: Server, wire: Wire, model: str, tolerance: float) -> None:
     """Sample at two temperatures and score both at T = 1: equal, and then different."""
-    warm = await _gaps(server, wire, model, 1.0)
-    if max(warm) > 1e-2:
+    try:
+        warm = await _gap(server, wire, model, 1.0)
+        cold = await _gap(server, wire, model, 0.5)
+    except ProtocolError as error:
+        raise ServerUnfit(f"{server.url} does not answer as vLLM does: {error}") from error
+    if warm > tolerance:
         raise ServerUnfit(
-            f"{server.url}: what was sampled at T = 1 has log-probabilities {max(warm):.2g} nats "
-            "off its own scores: something shapes the distribution (a logits processor, or a "
-            "top-p that cannot be turned off); serve the plain model"
+            f"{server.url}: what was sampled at T = 1 has log-probabilities {warm:.2g} nats off "
+            "its own scores: something shapes the distribution (a logits processor, or a top-p "
+            "that cannot be turned off): serve the plain model; or these are no log-probabilities: "
+            "start it with --logprobs-mode processed_logprobs; or it rounds to bfloat16: raise "
+            f"--engine-tolerance above {tolerance:g}"
         )
-    cold = await _gaps(server, wire, model, 0.5)
-    if max(cold) < 1e-2:
+    if cold < max(1e-2, 3 * warm):
         raise ServerUnfit(
             f"{server.url} gives log-probabilities before the temperature: start it with "
             "--logprobs-mode processed_logprobs"
         )
 
 
-async def _gaps(server: Server, wire: Wire, model: str, temperature: float) -> Sequence[float]:
+async def _gap(server: Server, wire: Wire, model: str, temperature: float) -> float:
+    """Return by how much draws differ from their own scores at T = 1, in mean nats."""
     request = GenRequest("start", [1, 2, 3], Sampling(PROBE_DRAWS, temperature), seed=1)
     salt = uuid.uuid4().hex  # nothing that an earlier client left in the cache is to be looked at
     body = wire.body(request, model, PROBE_DRAWS, salt, {})
@@ -140,7 +150,7 @@ async def _gaps(server: Server, wire: Wire, model: str, temperature: float) -> S
     drawn = output_of(wire, answer, request, PROBE_DRAWS, 0, exact=True)
     ids = [*request.token_ids, *drawn.token_ids]
     scores = await score(server, ScoreRequest(ids, start=len(request.token_ids)), model)
-    return [abs(a - b) for a, b in zip(drawn.logprobs, scores.logprobs, strict=True)]
+    return mean_gap(drawn.logprobs, scores.logprobs)
 
 
 async def _asked(call: Any) -> Any:

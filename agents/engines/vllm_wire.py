@@ -68,7 +68,10 @@ def _check(wire: Wire, ids: list[int], logprobs: list[float], max_tokens: int) -
     if not 0 < len(ids) <= max_tokens:
         raise ProtocolError(f"{wire.path}: asked for 1 to {max_tokens} tokens and got {len(ids)}")
     if not all(math.isfinite(logprob) and logprob < 1e-4 for logprob in logprobs):
-        raise ProtocolError(f"{wire.path}: a log-probability is not a number of at most 0")
+        raise ProtocolError(
+            f"{wire.path}: a log-probability is not a number of at most 0: start the server with "
+            "--logprobs-mode processed_logprobs"
+        )
 
 
 def _finish(
@@ -76,7 +79,9 @@ def _finish(
 ) -> Finish:
     """Return why it ended, by the tokens themselves, where the server agrees."""
     stops = request.sampling.stop_ids
-    if reason == "stop" and ids[-1] in stops and not any(i in stops for i in ids[:-1]):
+    if any(token in stops for token in ids[:-1]):
+        raise ProtocolError(f"{wire.path}: it went on after one of the stop tokens {list(stops)}")
+    if ids[-1] in stops and (reason == "stop" or (reason == "length" and len(ids) == max_tokens)):
         return "stop"
     if reason == "length" and len(ids) == max_tokens:
         return "length"
