@@ -92,7 +92,7 @@ class EngineTeacher:
         """Yield (indices of M, what the engine says, their rows in it) for what fits."""
         places, requests, offsets = [], [], []
         for mine, request, inside in _requests(packed.rows, topk):
-            if len(request.token_ids) <= self.engine.max_len:
+            if len(request.token_ids) < self.engine.max_len:  # a server samples one behind them
                 self._require_temperature(request)
                 places.append(mine)
                 requests.append(request)

@@ -117,7 +117,7 @@ def served(addresses: str, tokenizer: Any, max_len: int) -> Engine:
     from turnwise.agents.engines.vllm import VllmEngine
     from turnwise.agents.engines.vllm_start import KEY_VARIABLE, Needs
 
-    needs = Needs(max_len=max_len, tokenizer=tokenizer)
+    needs = Needs(max_len=max_len + 1, tokenizer=tokenizer)  # it samples one behind what it scores
     key = os.environ.get(KEY_VARIABLE, "")
     return VllmEngine(addresses_in(addresses), needs=needs, api_key=key)
 
