@@ -132,13 +132,7 @@ def command(options: Options, *, cpu: bool) -> tuple[list[str], dict[str, str]]:
     argv += ["--weight-transfer-config", '{"backend": "safetensors_dir"}']
     if options.lora_rank:
         env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
-        argv += [
-            "--enable-lora",
-            "--max-lora-rank",
-            str(_held(options.lora_rank)),
-            "--max-loras",
-            "2",
-        ]
+        argv += ["--enable-lora", "--max-lora-rank", str(_held(options.lora_rank))]
         argv += ["--max-loras", "2", "--lora-target-modules", *LORA_MODULES]
     return _placed(options, argv, env, cpu=cpu)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 
-class ClosedAtExit:
+class ClosedAtExit(ABC):
     """`with` gives it back, and closes it whatever happens in between."""
 
     __slots__ = ()

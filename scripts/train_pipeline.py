@@ -4,7 +4,7 @@
     python scripts/train_pipeline.py --env turnwise/Sokoban-v1 --out runs/sokoban
     python scripts/train_pipeline.py --student MODEL --teacher LARGER_MODEL --out runs/mine
 
-The student leaves its teacher when success on dev tasks no longer rises, or has fallen; it then
+The student leaves its teacher when success and reward on dev tasks no longer rise, or fall; it then
 goes back to its best weights, so that a teacher that does harm costs time and nothing else. Each
 stage's model is in a folder of its own and is evaluated on dev and test tasks. Without `--student`
 and `--teacher` both are made; nothing is downloaded. The same command again goes on where it was

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ ENV = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
 def test_two_processes_on_a_server_make_the_run_of_one_without(tmp_path, name):
     ranked.models(tmp_path)
     alone = ranked.go(tmp_path / "one", name)
-    with served(StandIn(*load_model(str(tmp_path / "model")), Settings(max_model_len=128))) as url:
+    begins = "model" if name == "adapters" else "teacher"  # with weights that are not the run's
+    held = StandIn(*load_model(str(tmp_path / begins)), Settings(max_model_len=128))
+    with served(held) as url:
         options = {"engine": url, "engine_sync": "lora" if name == "adapters" else "reload"}
         (tmp_path / "options.json").write_text(json.dumps(options))
         command = [sys.executable, str(HERE / "ranked.py"), str(tmp_path / "two"), name]
@@ -57,7 +60,7 @@ def test_who_adopts_weights_samples_with_them_as_who_brought_them(place):
         with torch.no_grad():
             place.model.get_output_embeddings().weight.mul_(1.5)
         place.sync(first, 2)
-        other.adopt(first.model, 2)
+        other.adopt(first.held(), 2)
         same(draw(other), draw(first))
         assert draw(other).versions == ((2, 0, 8),)
     finally:
@@ -70,14 +73,15 @@ def test_a_server_that_holds_other_weights_than_those_to_adopt_is_never_asked(pl
         first = place.engine()
         other = VllmEngine([place.server(), stale])
         try:
-            other.adopt(first.model, 1)
+            here = first.held()
+            other.adopt(replace(here, servers=(*here.servers, stale)), 1)
             for session in "abcd":
                 same(draw(other, session=session), draw(first, session=session))
             assert [replica.server.url for replica in other.replicas.living] == [
                 first.replicas.every[0].server.url
             ]
             with pytest.raises(EngineBroken, match="version 7"):
-                other.adopt(first.model, 7)
+                other.adopt(first.held(), 7)
             with pytest.raises(EngineBroken):
                 draw(other)
         finally:

@@ -137,7 +137,7 @@ class TrainConfig:
     rank_timeout_s: float = 1800.0
     """How long a process waits for the others at one place before it gives the run up."""
     ray: bool = False
-    """Play on workers of a Ray cluster, each with an engine of its own; the learner stays here. See
+    """Play on workers of a Ray cluster, with an engine each; the learner stays here. See
     docs/scaling.md."""
     ray_address: str = ""
     """HOST:PORT of a cluster that runs, or `auto`; by default what RAY_ADDRESS says, else a cluster

@@ -132,7 +132,8 @@ class Rounds:
             return self._acting(EmbeddedEngine(model, slots=slots, max_len=most))
         if is_address(self.config.teacher):
             most, tokenizer = self.config.max_tokens, self.trainee.tokenizer
-            self.server = served(self.config.teacher, tokenizer, most)
+            near = self.config.engine_tolerance
+            self.server = served(self.config.teacher, tokenizer, most, near)
             return self._acting(self.server)
         if self.config.teacher.startswith(BLACK_BOX):
             return self._black_box(env)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from turnwise.agents.engines.vllm import VllmEngine
     from turnwise.agents.engines.vllm_weights import SavedWeights
 
+TOLERANCE = TrainConfig.engine_tolerance
 ADDRESS = ("http://", "https://")
 """What the address of a server begins with."""
 
@@ -102,34 +103,44 @@ def is_address(name: str) -> bool:
     return name.startswith(ADDRESS)
 
 
-def served(addresses: str, tokenizer: Any, max_len: int) -> Engine:
+def served(
+    addresses: str, tokenizer: Any, max_len: int, tolerance: float = TOLERANCE
+) -> VllmEngine:
     """Return the engine of a model that vLLM servers hold for good: it samples and scores.
 
     Args:
         addresses: of one or several servers, with commas between.
         tokenizer: the student's; the server must have the same.
-        max_len: tokens of the longest episode.
+        max_len: tokens of the longest episode; a server needs one more, to score it to its end.
+        tolerance: nats by which two ways to compute the same may differ there.
 
     Raises:
         ServerUnfit: another tokenizer, too short, processed log-probabilities, another version.
         EngineError: a server does not answer.
     """
     from turnwise.agents.engines.vllm import VllmEngine
-    from turnwise.agents.engines.vllm_start import KEY_VARIABLE, Needs
+    from turnwise.agents.engines.vllm_start import Needs
 
     needs = Needs(max_len=max_len + 1, tokenizer=tokenizer)  # it samples one behind what it scores
-    key = os.environ.get(KEY_VARIABLE, "")
-    return VllmEngine(addresses_in(addresses), needs=needs, api_key=key)
+    servers, key = addresses_in(addresses), key_of_servers()
+    return VllmEngine(servers, needs=needs, api_key=key, tolerance=tolerance)
 
 
-def connected(config: TrainConfig, tokenizer: Any, servers: Sequence[str]) -> VllmEngine:
+def key_of_servers() -> str:
+    """Return the key that servers ask for, from the environment."""
+    from turnwise.agents.engines.vllm_start import KEY_VARIABLE
+
+    return os.environ.get(KEY_VARIABLE, "")
+
+
+def connected(config: TrainConfig, tokenizer: Any, servers: Sequence[str], key: str) -> VllmEngine:
     """Return an engine on some of the servers of a run; it brings or adopts their weights.
 
     Raises:
         As `sampler_for`.
     """
     from turnwise.agents.engines.vllm import VllmEngine
-    from turnwise.agents.engines.vllm_start import KEY_VARIABLE, Needs
+    from turnwise.agents.engines.vllm_start import Needs
     from turnwise.agents.engines.vllm_weights import four_phases, hot_lora
     from turnwise.agents.engines.vllm_weights import reload_folder as reload
     from turnwise.agents.engines.vllm_wire import COMPLETIONS, GENERATE
@@ -144,7 +155,7 @@ def connected(config: TrainConfig, tokenizer: Any, servers: Sequence[str]) -> Vl
     return VllmEngine(
         servers,
         needs=Needs(max_len=config.max_tokens, tokenizer=tokenizer, updates=True),
-        api_key=os.environ.get(KEY_VARIABLE, ""),
+        api_key=key,
         wire=wire,
         way=way,
         tolerance=config.engine_tolerance,
@@ -156,7 +167,10 @@ def _remote(
 ) -> Sampler:
     from turnwise.agents.engines.vllm_weights import SavedWeights, hot_lora
 
-    engine = connected(config, tokenizer, servers)
+    opened, key = list["VllmEngine"](), key_of_servers()
+    # All look at the servers before the first one changes what these hold.
+    ranks.each(lambda: opened.append(connected(config, tokenizer, servers, key)))
+    (engine,) = opened
     save = _save_adapter if engine.way is hot_lora else save_model
     causal: Any = base_model(model)
     vocab = causal.get_input_embeddings().weight.shape[0]
@@ -171,8 +185,8 @@ def _remote(
 def _bring(engine: VllmEngine, weights: Callable[[], SavedWeights], version: int) -> None:
     """Change what the servers hold, once for all processes; the others look that it is there."""
     ranks.on_main(lambda: engine.update_weights(weights(), version))
-    name = ranks.tell(engine.model)
-    ranks.each(lambda: None if ranks.is_main() else engine.adopt(name, version))
+    held = ranks.tell(engine.held())
+    ranks.each(lambda: None if ranks.is_main() else engine.adopt(held, version))
 
 
 def base_of(learner: Learner) -> nn.Module:

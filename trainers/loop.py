@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -56,9 +56,16 @@ from turnwise.trainers.watch import (
     rollout_metrics,
 )
 
-P = TypeVar("P")
+P = TypeVar("P", bound="Closes | None")
 RESUMABLE = (TooManyLost, TrainingDiverged, RecordError, ClusterLost)
 """What ends a run between two steps: the last whole step is saved first."""
+
+
+class Closes(Protocol):
+    """A part of a run that gives something back in the end."""
+
+    def close(self) -> None:
+        """Give it back."""
 
 
 @dataclass
@@ -258,7 +265,7 @@ class _Run:
 def _closed_with(parts: ExitStack, part: P) -> P:
     """Return `part`, which is closed with the others if it is not None."""
     if part is not None:
-        parts.callback(cast(Any, part).close)
+        parts.callback(part.close)
     return part
 
 
@@ -270,6 +277,7 @@ def _tutor(config: TrainConfig, recipe: Recipe, trainee: Trainee) -> Tutor | Non
         trainee.renderer,
         teacher=config.teacher,
         steps=config.steps,
+        tolerance=config.engine_tolerance,
     )
 
 

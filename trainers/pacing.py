@@ -17,6 +17,7 @@ import copy
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -203,7 +204,12 @@ class Paced(Attempts):
     def __init__(self, attempts: Attempts, trainee: Trainee) -> None:
         self.take_over(attempts)
         self.trainee, self.depth = trainee, attempts.config.pipeline_depth
-        self.players = [Player(trainee, self.config, n) for n in range(self.depth)]
+        with ExitStack() as opened:
+            self.players = []
+            for number in range(self.depth):
+                self.players.append(Player(trainee, self.config, number))
+                opened.callback(self.players[-1].sampler.close)
+            opened.pop_all()
         self.batches: dict[int, Batch] = {}
         """In flight, by their step; the one that is being learnt from, too."""
         self.taken: Batch | None = None

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from turnwise.agents.engines.base import EngineError
 from turnwise.agents.engines.functional import base_model
 from turnwise.agents.faults import MOST, in_one_line, log
 from turnwise.agents.jobs import Job
@@ -23,6 +24,7 @@ from turnwise.agents.watchdog import given_up
 from turnwise.envs.types import Episode, Task
 from turnwise.trainers.attempts import Attempts
 from turnwise.trainers.config import TrainConfig
+from turnwise.trainers.engines import key_of_servers
 from turnwise.trainers.ray_cluster import Cluster, ClusterLost, actor_options
 from turnwise.trainers.ray_worker import Kit, OnServers, Opens, OwnReplica, RolloutWorker
 
@@ -170,11 +172,11 @@ class RayRollouts:
     def _renew(self) -> None:
         """Put the learner's weights where workers fetch them, once per version.
 
-        Servers have them already; their workers are told the model's name there.
+        Servers have them already; their workers are told which ones, and the model's name there.
         """
         version = self.trainee.learner.updates
         if self.config.has_servers:
-            self.weights = cast(Any, self.trainee.engine).model
+            self.weights = cast(Any, self.trainee.engine).held()
         elif version != self.version:
             state = base_model(self.trainee.learner.model).state_dict()
             self.weights = self.ray.put({name: w.detach().cpu() for name, w in state.items()})
@@ -214,7 +216,7 @@ class RayRollouts:
                 self._lose(worker, round, "it ended before its groups did")
         except self.ray.exceptions.RayTaskError as error:
             cause = getattr(error, "cause", None)
-            if cause is None or isinstance(cause, self.ray.exceptions.RayError):
+            if cause is None or isinstance(cause, (self.ray.exceptions.RayError, EngineError)):
                 self._lose(worker, round, in_one_line(cause or error))
             else:
                 raise cause from error
@@ -319,7 +321,7 @@ def kit_of(attempts: Attempts, trainee: Trainee) -> Kit:
 
 def _engine_of(config: TrainConfig, trainee: Trainee, slots: int) -> Opens:
     if config.has_servers:
-        return OnServers(config, trainee.tokenizer)
+        return OnServers(config, trainee.tokenizer, key_of_servers())
     model = copy.deepcopy(base_model(trainee.learner.model)).requires_grad_(False).cpu()
     return OwnReplica(model, slots, trainee.engine.max_len)
 

@@ -71,13 +71,16 @@ class OnServers:
 
     config: TrainConfig
     tokenizer: Any
+    key: str
+    """Of the servers; the learner's, since a node need not know it."""
 
     def open(self) -> Engine:
         """Return an engine that is connected to all of them."""
-        return connected(self.config, self.tokenizer, addresses_in(self.config.engine))
+        servers = addresses_in(self.config.engine)
+        return connected(self.config, self.tokenizer, servers, self.key)
 
     def give(self, engine: Any, weights: Any, version: int) -> None:
-        """Ask for the model of this name, which the learner has brought there."""
+        """Ask for what the learner has brought there, as its engine's `held` says."""
         engine.adopt(weights, version)
 
 

@@ -140,7 +140,10 @@ def _free(plan: Schooling, config: TrainConfig, console: Console) -> Stage:
 def _guarded(plan: Schooling, config: TrainConfig, guard: Guard, console: Console) -> Stage:
     """Return the stage in which the student learns from the teacher for as long as it gains."""
     config = replace(config, resume=True, checkpoint_every=int(guard.every))
-    wanted = _plan_of(plan, config) | {"guard": vars(guard), "probe_tasks": plan.probe_tasks}
+    wanted = _plan_of(plan, config) | {
+        "guard": {**vars(guard), "by": "success and reward"},
+        "probe_tasks": plan.probe_tasks,
+    }
     run = partial(_learn_while_it_helps, plan, config, guard, console)
     return Stage(config.out.name, wanted, run)
 

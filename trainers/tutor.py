@@ -18,7 +18,7 @@ from turnwise.trainers.batch import Row
 from turnwise.trainers.contexts import with_context
 from turnwise.trainers.distillation import Distillation
 from turnwise.trainers.engine_teacher import EngineTeacher, likeliest
-from turnwise.trainers.engines import is_address, served
+from turnwise.trainers.engines import TOLERANCE, is_address, served
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.mixes import Progress
 from turnwise.trainers.model import load_model
@@ -116,12 +116,14 @@ def tutor_for(
     *,
     teacher: str,
     steps: int,
+    tolerance: float = TOLERANCE,
 ) -> Tutor | None:
     """Return the tutor of a run, or None for a recipe that has no teacher.
 
     Args:
         teacher: folder or name of a model with the student's vocabulary, or the address of a
             server that holds one.
+        tolerance: of that server; see `turnwise.trainers.engines.served`.
 
     Raises:
         NoTeacher: the recipe needs one and none is named.
@@ -141,7 +143,8 @@ def tutor_for(
             "model with the student's tokenizer, or the address of a server that holds one"
         )
     if is_address(teacher):
-        return Tutor(how, _at_server(how, learner, tokenizer, teacher), steps, renderer)
+        there = _at_server(how, learner, tokenizer, teacher, tolerance)
+        return Tutor(how, there, steps, renderer)
     model, theirs = load_model(teacher)
     require_same_vocabulary(tokenizer, theirs)
     model = model.to(learner.accelerator.device)
@@ -149,11 +152,11 @@ def tutor_for(
 
 
 def _at_server(
-    how: Distillation, learner: Learner, tokenizer: Any, addresses: str
+    how: Distillation, learner: Learner, tokenizer: Any, addresses: str, tolerance: float
 ) -> EngineTeacher:
     student: Any = base_model(learner.model)
     vocabulary = student.get_input_embeddings().weight.shape[0]
-    engine = served(addresses, tokenizer, learner.max_len)
+    engine = served(addresses, tokenizer, learner.max_len, tolerance)
     teacher = EngineTeacher(engine, vocabulary, likeliest(how))
     try:
         teacher.require(how)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -45,6 +46,16 @@ WAIT_S = 0.005
 
 class EngineBroken(EngineError):
     """The last change of weights failed: nothing sampled since is to be used."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What servers hold, as one process tells another."""
+
+    model: str
+    """The name to ask for."""
+    servers: tuple[str, ...]
+    """Addresses of those that were proved to hold it."""
 
 
 class VllmEngine:
@@ -291,34 +302,41 @@ class VllmEngine:
         self.replicas.require_one()
         self.model = next(str(name) for name in names if name)
 
-    def adopt(self, model: str, version: int) -> None:
+    def held(self) -> Held:
+        """Return what the servers hold since the last change of weights, for `adopt`."""
+        return Held(self.model, tuple(replica.server.url for replica in self.replicas.living))
+
+    def adopt(self, held: Held, version: int) -> None:
         """Play from now on with weights that another process has brought to the servers.
 
         Args:
-            model: the name to ask for.
-            version: of the weights; a server that does not say that it holds them is dead.
+            held: as that process says: the name to ask for, and the servers that were proved. One
+                of these that does not say that it holds the weights is dead, as are all others.
+            version: of the weights.
 
         Raises:
             EngineBroken: no server holds them.
         """
-        self.model, self.version, self.broken, self._synced = model, version, "", True
+        self.model, self.version, self.broken, self._synced = held.model, version, "", True
         try:
-            self._background.run(self._look_for_weights())
+            self._background.run(self._look_for_weights(held.servers))
         except EngineError as error:
             self._break(f"weights of version {version} were not found: {error}")
             raise EngineBroken(self.broken) from error
+        self._background.loop.call_soon_threadsafe(self._gate.set)
 
-    async def _look_for_weights(self) -> None:
-        for replica in self.replicas.every:
-            try:
-                if await self._is_current(replica):
-                    self.replicas.revive(replica)
-                    continue
-                error: EngineError = ServerLost(f"{replica.server.url} has other weights")
-            except EngineError as raised:
-                error = raised
-            self.replicas.failed(replica, error, at_once=True)
+    async def _look_for_weights(self, proved: Sequence[str]) -> None:
+        await asyncio.gather(*(self._look_at(r, proved) for r in self.replicas.every))
         self.replicas.require_one()
+
+    async def _look_at(self, replica: Replica, proved: Sequence[str]) -> None:
+        error: EngineError = ServerLost(f"{replica.server.url} was not given these weights")
+        try:
+            if replica.server.url in proved and await self._is_current(replica):
+                return self.replicas.revive(replica)
+        except EngineError as raised:
+            error = raised
+        self.replicas.failed(replica, error, at_once=True)
 
     async def _renew(self, replica: Replica, source: SavedWeights, version: int) -> str:
         """Return the model's name on a server that is right now; empty if it is dead."""

@@ -89,7 +89,7 @@ async def _model(server: Server, needs: Needs) -> tuple[str, int]:
     model = needs.model or next(iter(served))
     if served[model] < needs.max_len:
         raise ServerUnfit(
-            f"{server.url} takes {served[model]} tokens and episodes have up to {needs.max_len}: "
+            f"{server.url} takes {served[model]} tokens, and {needs.max_len} are needed: "
             f"start it with --max-model-len {needs.max_len}, or lower max_tokens"
         )
     return model, needs.max_len or served[model]
