@@ -47,8 +47,8 @@ def turn_rloo(
         name="turn_rloo",
         source="RLOO arXiv:2402.14740 at the levels of arXiv:2505.10978 and arXiv:2602.22817",
         status="Unbiased credit; no division by a standard deviation. Measured where progress is "
-        "paid turn by turn, without histories (docs/results.md): not told from GRPO; nor with one "
-        "turn, as it should be.",
+        "paid turn by turn, without histories (docs/results.md): level with GRPO in success, .01 "
+        "below in progress; level with one turn, as it should be.",
         credit=by_levels(whole, Level(returns=to_go, keys=anchor), *pasts),
         history=history_turns,
         surrogate=ppo(low, high),
