@@ -197,7 +197,10 @@ FEW = (
     "So few labels teach little. DAgger keeps more progress than either kind of demonstrations; "
     "success is near nothing everywhere."
 )
-MANY_LABELS = ""
+MANY_LABELS = (
+    "Four seeds. Demonstrations with slips and DAgger are ahead of those without in progress, and "
+    "DAgger is not ahead of the former: an expert that slips shows the ways back, too."
+)
 
 TCOD, TCOD_ROBUST = arms_of_tcod("clean"), arms_of_tcod("robust")
 SOD, SOD_ROBUST = arms_of_sod("clean"), arms_of_sod("robust")

@@ -147,7 +147,7 @@ ENGINES = [
     (START, "    if warm > tolerance:\n", "    if False:\n",
      "engine_start.py whatever_it_is_asked"),
     (START, "    if warm > tolerance:\n", "    if warm > 1e-3:\n", "engine_traps.py in_bfloat16"),
-    (START, "    if cold < max(1e-2, 3 * warm):\n", "    if False:\n",
+    (START, "    if other < max(1e-2, 3 * warm):\n", "    if False:\n",
      "engine_start.py another_mode"),
     (START, "    except ProtocolError as error:\n", "    except ZeroDivisionError as error:\n",
      "engine_start.py another_mode"),

@@ -113,3 +113,12 @@ def test_a_server_that_shapes_the_distribution_whatever_it_is_asked_is_refused()
         return body | {"top_p": 0.3} if path == "/v1/completions" else body
 
     assert "shapes the distribution" in refusal(altered(standin(), narrowed, asked=True))
+
+
+@pytest.mark.parametrize("scale", [0.2, 40.0])
+def test_a_policy_that_knows_nothing_or_is_sure_is_no_reason_to_refuse_a_server(stack, scale):
+    model, tokenizer = small()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(scale)
+    settings = Settings(max_model_len=MAX_LEN, max_logprobs=64)
+    engine_on(stack, inside(StandIn(model, tokenizer, settings)), needs=Needs())

@@ -120,10 +120,13 @@ async def _tokenizer(server: Server, model: str, tokenizer: Any) -> None:
 
 
 async def _logprobs(server: Server, wire: Wire, model: str, tolerance: float) -> None:
-    """Sample at two temperatures and score both at T = 1: equal, and then different."""
+    """Sample at three temperatures and score all at T = 1: equal, and then different.
+
+    A policy that is sure draws alike at T = 0.1 and 1, and one that knows nothing at 1 and 4.
+    """
     try:
         warm = await _gap(server, wire, model, 1.0)
-        cold = await _gap(server, wire, model, 0.5)
+        other = max([await _gap(server, wire, model, at) for at in (0.1, 4.0)])
     except ProtocolError as error:
         raise ServerUnfit(f"{server.url} does not answer as vLLM does: {error}") from error
     if warm > tolerance:
@@ -134,7 +137,7 @@ async def _logprobs(server: Server, wire: Wire, model: str, tolerance: float) ->
             "start it with --logprobs-mode processed_logprobs; or it rounds to bfloat16: raise "
             f"--engine-tolerance above {tolerance:g}"
         )
-    if cold < max(1e-2, 3 * warm):
+    if other < max(1e-2, 3 * warm):
         raise ServerUnfit(
             f"{server.url} gives log-probabilities before the temperature: start it with "
             "--logprobs-mode processed_logprobs"
