@@ -122,11 +122,11 @@ async def _tokenizer(server: Server, model: str, tokenizer: Any) -> None:
 async def _logprobs(server: Server, wire: Wire, model: str, tolerance: float) -> None:
     """Sample at three temperatures and score all at T = 1: equal, and then different.
 
-    A policy that is sure draws alike at T = 0.1 and 1, and one that knows nothing at 1 and 4.
+    A policy that is sure draws alike at T = 0.1 and 1, and one that knows nothing at 1 and 100.
     """
     try:
         warm = await _gap(server, wire, model, 1.0)
-        other = max([await _gap(server, wire, model, at) for at in (0.1, 4.0)])
+        other = max([await _gap(server, wire, model, at) for at in (0.1, 100.0)])
     except ProtocolError as error:
         raise ServerUnfit(f"{server.url} does not answer as vLLM does: {error}") from error
     if warm > tolerance:
