@@ -198,8 +198,8 @@ FEW = (
     "success is near nothing everywhere."
 )
 MANY_LABELS = (
-    "Four seeds. Demonstrations with slips are ahead of those without, and DAgger is level with both; "
-    "an expert that slips shows the ways back, too."
+    "Four seeds. Demonstrations with slips are ahead of those without, and DAgger is level with "
+    "both: an expert that slips shows the ways back, too."
 )
 
 TCOD, TCOD_ROBUST = arms_of_tcod("clean"), arms_of_tcod("robust")
