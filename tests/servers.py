@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,6 +95,18 @@ def real_server() -> Iterator[tuple[Callable[[], Server], Any]]:
         partial(Server, real_url(), deadline_s=120.0),
         load_model(os.environ["TURNWISE_VLLM_MODEL"]),
     )
+
+
+def inside(app: Any, **more: Any) -> Server:
+    """A server in this process."""
+    return Server("http://standin", transport=httpx.ASGITransport(app=app), **more)
+
+
+def engine_on(stack: ExitStack, *servers: Any, **more: Any) -> VllmEngine:
+    """An engine that is closed with `stack`."""
+    engine = VllmEngine(servers, **more)
+    stack.callback(engine.close)
+    return engine
 
 
 def real_url() -> str:

@@ -6,10 +6,20 @@ import asyncio
 import time
 from contextlib import ExitStack
 
-import httpx
 import pytest
 import torch
-from servers import MAX_LEN, PROMPT, Proxy, altered, draw, small, standin, wait_for
+from servers import (
+    MAX_LEN,
+    PROMPT,
+    Proxy,
+    altered,
+    draw,
+    engine_on,
+    inside,
+    small,
+    standin,
+    wait_for,
+)
 from toys import Walks
 
 from turnwise.agents.engines.base import EngineError, GenRequest, Sampling
@@ -39,16 +49,6 @@ torch.set_num_threads(1)
 def stack():
     with ExitStack() as stack:
         yield stack
-
-
-def inside(app, **more) -> Server:
-    return Server("http://standin", transport=httpx.ASGITransport(app=app), **more)
-
-
-def engine_on(stack, *servers, **more) -> VllmEngine:
-    engine = VllmEngine(servers, **more)
-    stack.callback(engine.close)
-    return engine
 
 
 def saved(model, tokenizer, folder) -> SavedWeights:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 from contextlib import ExitStack
 
-import httpx
 import pytest
 import torch
 from fakes import Guess
-from servers import MAX_LEN, altered, draw, small, standin
+from servers import MAX_LEN, altered, draw, engine_on, inside, small, standin
 
-from turnwise.agents.engines.client import Server
 from turnwise.agents.engines.standin import Settings, StandIn
 from turnwise.agents.engines.vllm import VllmEngine
 from turnwise.agents.engines.vllm_start import Needs, ServerUnfit
@@ -25,16 +23,6 @@ torch.set_num_threads(1)
 def stack():
     with ExitStack() as stack:
         yield stack
-
-
-def inside(app, **more) -> Server:
-    return Server("http://standin", transport=httpx.ASGITransport(app=app), **more)
-
-
-def engine_on(stack, *servers, **more) -> VllmEngine:
-    engine = VllmEngine(servers, **more)
-    stack.callback(engine.close)
-    return engine
 
 
 def refusal(*apps, key="", wire=None, **needs) -> str:
