@@ -344,6 +344,26 @@ def test_the_server_refuses_ids_that_it_has_no_embedding_for(place, engine):
     assert refused.value.status == 400
 
 
+@pytest.mark.parametrize("temperature", [-0.1, 2.01])
+def test_the_server_refuses_temperatures_outside_of_0_to_2(place, engine, temperature):
+    with pytest.raises(ServerRefused) as refused:
+        body = {"model": engine.model, "prompt": list(PROMPT), "temperature": temperature}
+        asked(place, "/v1/completions", body)
+    assert refused.value.status == 400
+
+
+def test_the_candidates_of_a_draw_are_counted_at_its_temperature(place, engine):
+    body = {"model": engine.model, "prompt": list(PROMPT), "max_tokens": 4, "logprobs": 2}
+    body |= {"temperature": 0.25, "seed": 3, "ignore_eos": True, "return_token_ids": True}
+    choice = asked(place, "/v1/completions", body)["choices"][0]
+    ids = [*PROMPT, *choice["token_ids"]]
+    with torch.no_grad():
+        logits = place.model(input_ids=torch.tensor([ids])).logits[0, len(PROMPT) - 1 : -1]
+    own = (logits.float() / 0.25).log_softmax(-1).topk(2).values
+    told = [sorted(row.values(), reverse=True)[:2] for row in choice["logprobs"]["top_logprobs"]]
+    torch.testing.assert_close(torch.tensor(told), own, atol=1e-3, rtol=0)
+
+
 def test_the_tail_is_what_the_candidates_leave():
     assert tail_mass([math.log(0.5), math.log(0.25)]) == pytest.approx(0.25)
     assert tail_mass([0.0, 0.0]) == 0.0

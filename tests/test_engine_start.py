@@ -103,10 +103,32 @@ def test_a_server_that_shapes_the_distribution_whatever_it_is_asked_is_refused()
     assert "shapes the distribution" in refusal(altered(standin(), narrowed, asked=True))
 
 
-@pytest.mark.parametrize("scale", [0.2, 40.0])
-def test_a_policy_that_knows_nothing_or_is_sure_is_no_reason_to_refuse_a_server(stack, scale):
+def scaled(scale: float, **settings) -> StandIn:
+    """A policy that is sure, or knows next to nothing."""
     model, tokenizer = small()
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(scale)
-    settings = Settings(max_model_len=MAX_LEN, max_logprobs=64)
-    engine_on(stack, inside(StandIn(model, tokenizer, settings)), needs=Needs())
+    return StandIn(model, tokenizer, Settings(max_model_len=MAX_LEN, max_logprobs=64, **settings))
+
+
+SCALES = [1e-5, 0.03, 0.2, 40.0, 400.0]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_policy_that_knows_nothing_or_is_sure_is_no_reason_to_refuse_a_server(stack, scale):
+    engine_on(stack, inside(scaled(scale)), needs=Needs())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_nor_does_it_hide_logprobs_before_the_temperature(scale):
+    assert "before the temperature" in refusal(scaled(scale, processed=False))
+
+
+def test_a_server_that_tells_no_candidates_is_refused_as_no_vllm():
+    def bare(path, answer):
+        for choice in answer.get("choices", ()) if path == "/v1/completions" else ():
+            if choice["logprobs"]:
+                choice["logprobs"]["top_logprobs"] = [{} for _ in choice["token_ids"]]
+        return answer
+
+    assert "does not answer as vLLM" in refusal(altered(standin(), bare))

@@ -38,7 +38,9 @@ async def completions(app: StandIn, body: Mapping[str, Any]) -> dict[str, Any]:
     choice = {
         "index": 0,
         "text": app.text(output.token_ids),
-        "logprobs": _flat(app, output, body) if body.get("logprobs") is not None else None,
+        "logprobs": None
+        if body.get("logprobs") is None
+        else _flat(app, output, body, candidates(app, which, ids, output, body)),
         "finish_reason": output.finish,
         "stop_reason": stop,
         "token_ids": list(output.token_ids) if body.get("return_token_ids") else None,
@@ -98,6 +100,12 @@ async def generate(
     eos = () if asked.get("ignore_eos") or app.eos is None else (app.eos,)
     room = app.settings.max_model_len - len(ids)
     temperature = float(asked.get("temperature", 1.0))
+    if not 0 <= temperature <= 2:
+        raise Refusal(
+            400,
+            f"temperature must be in [0, 2], got {temperature}. (parameter=temperature, "
+            f"value={temperature})",
+        )
     sampling = Sampling(min(asked.get("max_tokens", 16), room), temperature, (*stops, *eos))
     seed = asked.get("seed")
     seed = random.getrandbits(62) if seed is None else seed
@@ -146,16 +154,37 @@ def prompt_logprobs(
     return rows
 
 
-def _flat(app: StandIn, output: GenOutput, body: Mapping[str, Any]) -> dict[str, Any]:
-    as_ids = body.get("return_tokens_as_token_ids")
-    names = [f"token_id:{t}" if as_ids else app.text([t]) for t in output.token_ids]
+def candidates(
+    app: StandIn, which: Weights, ids: list[int], output: GenOutput, asked: Mapping[str, Any]
+) -> list[dict[int, float]]:
+    """Return by token the likeliest ones at each position, as the server's mode counts them."""
+    shape = Shape.of({**app.settings.defaults, **asked})
+    scale, k = float(asked.get("temperature", 1.0)) or 1.0, asked.get("logprobs") or 0
+    logits = app.served.logits(which, [*ids, *output.token_ids])[len(ids) - 1 : -1]
+    if app.settings.processed:
+        rows = [shape.penalised(row, ids, output.token_ids[:i]) for i, row in enumerate(logits)]
+        logits = torch.stack([shape.kept(row / scale) for row in rows])
+    best = (logits if app.settings.logits else logits.log_softmax(-1)).topk(k, -1)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [dict(zip(tokens, values, strict=True)) for tokens, values in pairs]
+
+
+def _flat(
+    app: StandIn, output: GenOutput, body: Mapping[str, Any], best: Sequence[Mapping[int, float]]
+) -> dict[str, Any]:
+    def name(token: int) -> str:
+        return f"token_id:{token}" if body.get("return_tokens_as_token_ids") else app.text([token])
+
     logprobs = list(output.logprobs)
-    pairs = zip(names, logprobs, strict=True)
+    rows = [
+        {name(token): logprob} | {name(other): found for other, found in row.items()}
+        for token, logprob, row in zip(output.token_ids, logprobs, best, strict=True)
+    ]
     return {
-        "tokens": names,
+        "tokens": [name(token) for token in output.token_ids],
         "token_logprobs": logprobs,
-        "top_logprobs": [{name: logprob} for name, logprob in pairs],
-        "text_offset": [0] * len(names),
+        "top_logprobs": rows,
+        "text_offset": [0] * len(rows),
     }
 
 

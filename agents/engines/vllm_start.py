@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from turnwise.agents.engines.base import GenRequest, Sampling, ScoreRequest
+from turnwise.agents.engines.base import GenRequest, Sampling, ScoreOutput, ScoreRequest
 from turnwise.agents.engines.client import ProtocolError, Server, ServerRefused
 from turnwise.agents.engines.vllm_score import score
 from turnwise.agents.engines.vllm_weights import PROBE_DRAWS, TOLERANCE, mean_gap
-from turnwise.agents.engines.vllm_wire import GENERATE, Wire, output_of
+from turnwise.agents.engines.vllm_wire import COMPLETIONS, GENERATE, Wire, output_of
 
 VERSIONS = ((0, 21), (0, 33))
 """First and last minor version, both included. 0.32 is what the contract tests ran against."""
 KEY_VARIABLE = "TURNWISE_VLLM_API_KEY"
+PROMPT = (1, 2, 3)
+COLD = 0.1
+"""vLLM takes temperatures up to 2 only; the other way there is room."""
 PROBES = ("The cat sat.", " naïve 日本\n", '{"name": "look", "arguments": {"n": 12}}')
 
 
@@ -120,40 +124,70 @@ async def _tokenizer(server: Server, model: str, tokenizer: Any) -> None:
 
 
 async def _logprobs(server: Server, wire: Wire, model: str, tolerance: float) -> None:
-    """Sample at three temperatures and score all at T = 1: equal, and then different.
-
-    A policy that is sure draws alike at T = 0.1 and 1, and one that knows nothing at 1 and 100.
-    """
+    """Hold draws at T = 1 against their scores, and margins at T = 0.1 against those at T = 1."""
     try:
-        warm = await _gap(server, wire, model, 1.0)
-        other = max([await _gap(server, wire, model, at) for at in (0.1, 100.0)])
+        await _unshaped(server, wire, model, tolerance)
+        await _processed(server, model)
     except ProtocolError as error:
         raise ServerUnfit(f"{server.url} does not answer as vLLM does: {error}") from error
-    if warm > tolerance:
+
+
+async def _unshaped(server: Server, wire: Wire, model: str, tolerance: float) -> None:
+    if (gap := await _gap(server, wire, model)) > tolerance:
         raise ServerUnfit(
-            f"{server.url}: what was sampled at T = 1 has log-probabilities {warm:.2g} nats off "
+            f"{server.url}: what was sampled at T = 1 has log-probabilities {gap:.2g} nats off "
             "its own scores: something shapes the distribution (a logits processor, or a top-p "
             "that cannot be turned off): serve the plain model; or these are no log-probabilities: "
             "start it with --logprobs-mode processed_logprobs; or it rounds to bfloat16: raise "
             f"--engine-tolerance above {tolerance:g}"
         )
-    if other < max(1e-2, 3 * warm):
+
+
+async def _processed(server: Server, model: str) -> None:
+    cold, warm = await _margins(server, model, COLD)
+    if cold < 3 * warm:
         raise ServerUnfit(
             f"{server.url} gives log-probabilities before the temperature: start it with "
             "--logprobs-mode processed_logprobs"
         )
 
 
-async def _gap(server: Server, wire: Wire, model: str, temperature: float) -> float:
-    """Return by how much draws differ from their own scores at T = 1, in mean nats."""
-    request = GenRequest("start", [1, 2, 3], Sampling(PROBE_DRAWS, temperature), seed=1)
-    salt = uuid.uuid4().hex  # nothing that an earlier client left in the cache is to be looked at
-    body = wire.body(request, model, PROBE_DRAWS, salt, {})
+async def _gap(server: Server, wire: Wire, model: str) -> float:
+    """Return by how much draws at T = 1 differ from their own scores, in mean nats."""
+    request = GenRequest("start", list(PROMPT), Sampling(PROBE_DRAWS, 1.0), seed=1)
+    body = wire.body(request, model, PROBE_DRAWS, uuid.uuid4().hex, {})
     answer = await _asked(server.post(wire.path, body))
     drawn = output_of(wire, answer, request, PROBE_DRAWS, 0, exact=True)
-    ids = [*request.token_ids, *drawn.token_ids]
-    scores = await score(server, ScoreRequest(ids, start=len(request.token_ids)), model)
+    scores = await _scores(server, model, drawn.token_ids)
     return mean_gap(drawn.logprobs, scores.logprobs)
+
+
+async def _margins(server: Server, model: str, temperature: float) -> tuple[float, float]:
+    """Return by how much the likeliest token leads the next one: drawn at `temperature`, scored.
+
+    Sums over the same positions, nats. The temperature divides it, however sure a policy is or
+    however little it knows; draws alone would tell nothing of one that is sure.
+    """
+    request = GenRequest("start", list(PROMPT), Sampling(PROBE_DRAWS, temperature), seed=1)
+    body = COMPLETIONS.body(request, model, PROBE_DRAWS, uuid.uuid4().hex, {})
+    answer = await _asked(server.post(COMPLETIONS.path, body | {"logprobs": 2}))
+    drawn = output_of(COMPLETIONS, answer, request, PROBE_DRAWS, 0, exact=True)
+    rows = [row.values() for row in answer["choices"][0]["logprobs"]["top_logprobs"]]
+    scores = await _scores(server, model, drawn.token_ids, topk=2)
+    return _lead(rows), _lead(scores.topk_logprobs)
+
+
+def _lead(rows: Iterable[Iterable[float]]) -> float:
+    """Return the sum over rows of what the best has over the second."""
+    best = [sorted(row, reverse=True)[:2] for row in rows]
+    if any(len(two) < 2 for two in best):
+        raise ProtocolError("/v1/completions: fewer than the two likeliest tokens were told")
+    return sum(first - second for first, second in best)
+
+
+async def _scores(server: Server, model: str, drawn: Sequence[int], topk: int = 0) -> ScoreOutput:
+    request = ScoreRequest([*PROMPT, *drawn], start=len(PROMPT), topk=topk)
+    return await score(server, request, model)
 
 
 async def _asked(call: Any) -> Any:
