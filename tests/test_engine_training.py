@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from servers import real_url, small, standin
+from servers import altered, real_url, small, standin
 from toys import Walks
 
 from turnwise.agents.engines.standin import served
@@ -140,6 +140,20 @@ def test_a_run_whose_folder_is_refused_leaves_no_connection_and_no_thread(tmp_pa
         with pytest.raises(RunFolderError):
             run(tmp_path / "run", url, steps=1)
     assert "turnwise-background" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_used_folder_is_refused_before_a_server_is_given_anything(tmp_path):
+    asked = []
+
+    def noted(path, body):
+        asked.append(path)
+        return body
+
+    with served(altered(standin(), noted, asked=True)) as url:
+        run(tmp_path / "run", "embedded", steps=1)
+        with pytest.raises(RunFolderError, match="--resume"):
+            run(tmp_path / "run", url, steps=1)
+    assert not asked and not (tmp_path / "run/served").exists()
 
 
 def test_a_resumed_run_gives_the_server_its_weights_back_and_goes_on_as_if_nothing_was(

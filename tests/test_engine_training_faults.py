@@ -13,13 +13,28 @@ from servers import standin
 from test_engine_training import run, tokens, training
 
 from turnwise.agents.engines.base import EngineError
+from turnwise.agents.engines.client import ServerRefused
 from turnwise.agents.engines.standin import served
 from turnwise.agents.record import read_records
 from turnwise.envs.types import Episode, Outcome
+from turnwise.trainers.ranks import portable
 
 torch.set_num_threads(1)
 FAULTS = ("cut", "refused", "lie", "slow", "slow", "cut")
 """Two of six lose the request; the others are borne by the client."""
+
+
+class Mortal:
+    """An application that is gone after so many answers of one of its routes."""
+
+    def __init__(self, app, path: str, answers: int) -> None:
+        self.app, self.path, self.left = app, path, answers
+
+    async def __call__(self, scope, receive, send) -> None:
+        self.left -= scope.get("path") == self.path
+        if self.left < 0:
+            return await _answer(send, 503, {"error": {"message": "going down"}})
+        await self.app(scope, receive, send)
 
 
 class Faulty:
@@ -123,3 +138,38 @@ def test_a_hundred_faults_lose_no_trained_episode_train_none_twice_and_none_wron
             assert episode.outcome is not Outcome.OK or drawn[episode.id] == same[episode.id]
         if step not in losses:
             assert rows[step]["loss"] == pytest.approx(calm[step]["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("syncs", [2, 3])
+def test_a_server_that_ends_at_a_change_of_weights_costs_no_step_that_was_over(
+    tmp_path, syncs, depth
+):
+    how = {"steps": 4, "checkpoint_every": 0, "pipeline_depth": depth}
+    with served(standin()) as url:
+        calm = run(tmp_path / "calm", url, **how)
+    rows = []
+    mortal = Mortal(standin(), "/collective_rpc", syncs)
+    with served(mortal) as url, pytest.raises(EngineError) as failed:
+        rows.extend(training(tmp_path / "run", url, **how))
+    assert "\n" not in str(failed.value) and 0 < len(rows) < 4
+    saved = sorted(place.name for place in (tmp_path / "run/checkpoints").iterdir())
+    assert saved == [f"step-{len(rows):06d}"]
+    with served(standin()) as url:
+        rows += run(tmp_path / "run", url, resume=True, **how)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert tokens(tmp_path / "run") == tokens(tmp_path / "calm")
+    for row, other in zip(rows, calm, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+
+
+def test_what_a_server_says_is_wrong_reaches_every_process_as_it_is():
+    kinds, found = [EngineError], []
+    while kinds:
+        kinds += (kind := kinds.pop()).__subclasses__()
+        found.append(kind)
+    assert len(found) >= 6
+    for kind in found:
+        error = portable(kind("gone", 503) if kind is ServerRefused else kind("gone"))
+        assert type(error) is kind and str(error) == "gone"
+        assert kind is not ServerRefused or error.status == 503

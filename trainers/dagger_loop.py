@@ -183,7 +183,7 @@ class Rounds:
             self.played[int(row.episode.group[1:].split("-")[0])].append(row.episode)
 
     def step(self, step: int, folder: RunFolder | SharedFolder) -> dict[str, Any]:
-        """Play a round, record it, learn from what is kept, publish."""
+        """Play a round, record it, learn from what is kept."""
         start = time.process_time()
         roll_in = self.how.roll_in(Progress(step, self.config.steps))
         groups = self._play(step, roll_in)
@@ -197,13 +197,12 @@ class Rounds:
         metrics |= self._learn(step, groups)
         if self.tutor is not None:
             self.tutor.note(metrics)
-        self._publish()
         seconds = {"rollout_cpu_s": between - start, "update_cpu_s": time.process_time() - between}
         updates = self.trainee.learner.updates
         metrics["env_steps"] = env_steps(episodes)
         return metrics | seconds | {"step": step + 1, "policy_version": updates}
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
         """Tell the engines that the weights have changed; a teacher's may follow the student's."""
         self.trainee.publish()
         if isinstance(self.teacher, LLMTeacher) and self.server is None:

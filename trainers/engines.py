@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from turnwise.agents.engines.base import Engine
+from turnwise.agents.engines.base import Engine, EngineError
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.engines.functional import base_model
 from turnwise.envs.names import hint
@@ -186,7 +186,10 @@ def _bring(engine: VllmEngine, weights: Callable[[], SavedWeights], version: int
     """Change what the servers hold, once for all processes; the others look that it is there."""
     ranks.on_main(lambda: engine.update_weights(weights(), version))
     held = ranks.tell(engine.held())
-    ranks.each(lambda: None if ranks.is_main() else engine.adopt(held, version))
+    try:
+        ranks.each(lambda: None if ranks.is_main() else engine.adopt(held, version))
+    except ranks.RankFailed as error:  # the same kind of error on all ranks, so that all save
+        raise EngineError(str(error)) from error
 
 
 def base_of(learner: Learner) -> nn.Module:

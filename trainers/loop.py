@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from turnwise.agents.engines.base import Engine
+from turnwise.agents.engines.base import Engine, EngineError
 from turnwise.agents.policy import LLMPolicy
 from turnwise.agents.record import RecordError
 from turnwise.agents.renderer import Renderer, remember
@@ -39,11 +39,10 @@ from turnwise.trainers.model import add_lora, load_model, save_model
 from turnwise.trainers.off_policy import for_depth, staleness
 from turnwise.trainers.pacing import paced
 from turnwise.trainers.precision import PRECISIONS
-from turnwise.trainers.ray_cluster import ClusterLost
 from turnwise.trainers.ray_rollouts import over_ray
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe as recipe_named
-from turnwise.trainers.run_folder import RunFolder
+from turnwise.trainers.run_folder import RunFolder, refuse_used
 from turnwise.trainers.shared_folder import SharedFolder, open_folder
 from turnwise.trainers.turns import turn_table
 from turnwise.trainers.tutor import Tutor, tutor_for
@@ -57,7 +56,7 @@ from turnwise.trainers.watch import (
 )
 
 P = TypeVar("P", bound="Closes | None")
-RESUMABLE = (TooManyLost, TrainingDiverged, RecordError, ClusterLost)
+RESUMABLE = (TooManyLost, TrainingDiverged, RecordError, EngineError)
 """What ends a run between two steps: the last whole step is saved first."""
 
 
@@ -143,7 +142,7 @@ def train(
         UnknownEnv, UnknownRecipe, ModelNotFound, TokenizerMismatch, RunFolderError, OnPolicyOnly:
             before anything is played; the message says what to do.
         MissingExtra: `ray` is set and Ray is not installed.
-        TooManyLost, TrainingDiverged, ClusterLost: in mid-run, after a checkpoint.
+        TooManyLost, TrainingDiverged, EngineError: in mid-run, after a checkpoint.
         RankFailed, RankLost: of several processes another one failed, or is gone.
     """
     ranks.join(config.processes, config.rank_timeout_s)
@@ -168,6 +167,7 @@ def _steps(run: _Run, interrupt: Interrupt) -> Iterator[dict[str, float]]:
             yield metrics
             if ranks.anywhere(interrupt.requested):
                 break
+            run.publish()
         folder.checkpoint(done, run.save)
         ranks.on_main(lambda: save_model(trainee.model, trainee.tokenizer, config.out / "model"))
     except RESUMABLE:
@@ -202,6 +202,8 @@ class _Run:
         parts: ExitStack,
     ) -> None:
         config, recipe = self.config, self.recipe
+        # Before a server is given weights.
+        ranks.on_main(lambda: refuse_used(config.out, resume=config.resume))
         env = parts.enter_context(closing(make_env()))
         if not len(env.tasks("train")):
             raise ValueError(
@@ -257,6 +259,10 @@ class _Run:
         self.folder.log(metrics)
         return metrics
 
+    def publish(self) -> None:
+        """Play with the new weights. The step before is over, whatever becomes of this."""
+        (self.rounds or self.trainee).publish()
+
     def close(self) -> None:
         """Close files, environments and connections."""
         self.parts.close()
@@ -282,7 +288,7 @@ def _tutor(config: TrainConfig, recipe: Recipe, trainee: Trainee) -> Tutor | Non
 
 
 def _step(run: _Run, step: int) -> dict[str, Any]:
-    """Rollout, credit, update, publish: one batch of groups, and what is to be said of it."""
+    """Rollout, credit, update: one batch of groups, and what is to be said of it."""
     config, trainee, attempts, tutor = run.config, run.trainee, run.attempts, run.tutor
     start = time.process_time()
     groups = attempts.of_step(step)
@@ -297,7 +303,6 @@ def _step(run: _Run, step: int) -> dict[str, Any]:
     attempts.note(metrics)
     if tutor is not None:
         tutor.note(metrics)
-    trainee.publish()
     seconds = {"rollout_cpu_s": played - start, "update_cpu_s": time.process_time() - played}
     metrics["env_steps"] = env_steps(episodes)
     return metrics | seconds | {"step": step + 1, "policy_version": trainee.learner.updates}

@@ -68,13 +68,12 @@ class RunFolder:
         self.board = _board(self.path / "tensorboard", first)
 
     def _make(self, config: dict[str, Any], resume: bool) -> None:
+        refuse_used(self.path, resume=resume)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            used = any((self.path / name).exists() for name in ("metrics.jsonl", "episodes.jsonl"))
-            if used and resume:
+            if _is_used(self.path):
                 self._require_same(config)
-            if not used or resume:
-                (self.path / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+            (self.path / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         except RunFolderError:
             raise
         except OSError as error:
@@ -82,11 +81,6 @@ class RunFolder:
                 f"cannot write to run folder {self.path}: {error.strerror}; give another --out",
                 error,
             ) from None
-        if used and not resume:
-            raise RunFolderError(
-                f"run folder {self.path} holds a run already; pass --resume to go on with it, or "
-                "give another --out"
-            )
 
     def _require_same(self, config: dict[str, Any]) -> None:
         """Refuse to go on with a run under another plan; its length may change."""
@@ -186,6 +180,23 @@ class RunFolder:
         if self.board is not None:
             with contextlib.suppress(OSError):
                 self.board.close()
+
+
+def refuse_used(path: Path, *, resume: bool) -> None:
+    """Refuse a folder that holds a run, unless that is to go on; nothing is written.
+
+    Raises:
+        RunFolderError: it does.
+    """
+    if not resume and _is_used(path):
+        raise RunFolderError(
+            f"run folder {path} holds a run already; pass --resume to go on with it, or "
+            "give another --out"
+        )
+
+
+def _is_used(path: Path) -> bool:
+    return any(os.path.exists(Path(path) / name) for name in ("metrics.jsonl", "episodes.jsonl"))
 
 
 def _board(path: Path, first: int) -> Any:

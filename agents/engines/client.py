@@ -31,7 +31,7 @@ class ServerLate(EngineError):
 class ServerRefused(EngineError):
     """The server answered with an error."""
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
 
