@@ -52,6 +52,8 @@ def begins(target: float, **env: object) -> School:
 
 BEGINNER = begins(0.5, **PHASED)
 """Where all begin whose world has phases."""
+SKILLED = begins(0.8, **PHASED)
+"""Where reward comes at the end alone: a beginner meets it in one attempt of twenty."""
 SHELTERED = School(
     env={"stages": 8, "turns": 16, "phased": True}, start=StartPlan(target=0.4), demos=800
 )
@@ -371,12 +373,12 @@ EXPERIMENTS = (
         title="Turn-level credit, null: the end alone is paid",
         claim="Without rewards on the way there should be no difference.",
         env={**SLIPPING, "progress": 0.0},
-        beginning=BEGINNER,
+        beginning=SKILLED,
         arms=CREDIT[:2],
         pairs=CREDIT_PAIRS[:1],
         plan=MANY,
         budget=48_000,
-        rates=(1e-3,),
+        rates=(3e-4, 1e-3),
     ),
     experiment(
         name="tcod_short",

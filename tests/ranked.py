@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from toys import Walks
 
 from turnwise.agents.record import read_records
 from turnwise.agents.renderer import Renderer
-from turnwise.trainers import ranks
+from turnwise.trainers import engines, ranks
 from turnwise.trainers.batch import rows_of, taught
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.learner import Learner
@@ -121,8 +122,21 @@ def _shown(renderer, number):
     return demonstrations(lambda: Walks(length=1 + 2 * number), tasks, renderer, seed=0)
 
 
+def come_late() -> None:
+    """Have the rank TURNWISE_TEST_LATE look at the servers a while after the others."""
+    look = engines.connected
+
+    def late(*args):
+        if os.environ.get("TURNWISE_TEST_LATE") == os.environ.get("RANK"):
+            time.sleep(2.0)
+        return look(*args)
+
+    engines.connected = late
+
+
 def main() -> None:
     """Make the runs that were named, and say on rank 0 what they gave."""
+    come_late()
     folder, names = Path(sys.argv[1]), sys.argv[2:]
     found: dict = {}
     for name in names:

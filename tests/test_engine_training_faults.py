@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
 from collections import Counter, defaultdict
 
 import pytest
@@ -16,7 +17,7 @@ from turnwise.agents.engines.base import EngineError
 from turnwise.agents.engines.client import ServerRefused
 from turnwise.agents.engines.standin import served
 from turnwise.agents.record import read_records
-from turnwise.envs.types import Episode, Outcome
+from turnwise.envs.types import Episode, Outcome, Stop
 from turnwise.trainers.ranks import portable
 
 torch.set_num_threads(1)
@@ -93,9 +94,14 @@ async def _answer(send, status: int, said) -> None:
 def played(out) -> dict[int, list[Episode]]:
     """The episodes on record, by step."""
     by_step = defaultdict(list)
-    for record in read_records(out / "episodes.jsonl"):
-        by_step[int(record.episode.group[1:].split("-")[0])].append(record.episode)
+    for episode in read_all(out):
+        by_step[int(episode.group[1:].split("-")[0])].append(episode)
     return by_step
+
+
+def read_all(out) -> list[Episode]:
+    """The episodes on record."""
+    return [record.episode for record in read_records(out / "episodes.jsonl")]
 
 
 def to_the_end(out, engine: str, **how) -> tuple[list[dict], int]:
@@ -161,6 +167,53 @@ def test_a_server_that_ends_at_a_change_of_weights_costs_no_step_that_was_over(
     assert tokens(tmp_path / "run") == tokens(tmp_path / "calm")
     for row, other in zip(rows, calm, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+
+
+class Hung:
+    """An application that answers one request of an episode of the second step when the gate is
+    opened."""
+
+    def __init__(self, app, gate: threading.Event) -> None:
+        self.app, self.gate, self.asked = app, gate, Counter[str]()
+
+    async def __call__(self, scope, receive, send) -> None:
+        self.asked[scope.get("path", "")] += 1
+        if scope.get("path") != "/v1/completions":
+            return await self.app(scope, receive, send)
+        event = await receive()
+        of_an_episode = json.loads(event["body"])["max_tokens"] == 3  # as `training` has it
+        if of_an_episode and self.asked["/resume"] == 2 and not self.asked["hung"]:
+            self.asked["hung"] += 1
+            while not self.gate.is_set():
+                await asyncio.sleep(0.05)
+
+        async def again():
+            return event
+
+        await self.app(scope, again, send)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_server_that_hangs_with_a_batch_in_flight_costs_an_attempt_and_not_the_run(
+    tmp_path, retries
+):
+    how = {"pipeline_depth": 1, "steps": 4, "max_failed": 1.0, "retries": retries}
+    gate = threading.Event()
+    try:
+        with served(Hung(standin(), gate)) as url:
+            rows = run(tmp_path / "run", url, reply_timeout_s=5.0, **how)
+            gate.set()
+    finally:
+        gate.set()
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    hit = [e for e in read_all(tmp_path / "run") if e.attempts > 1 or not e.outcome.trainable]
+    assert len(hit) == 1 and hit[0].group.startswith("s1-")
+    assert [row["lost"] > 0 for row in rows] == [False, not retries, False, False]
+    if retries:
+        run(tmp_path / "calm", "embedded", **how)
+        assert tokens(tmp_path / "run") == tokens(tmp_path / "calm")
+    else:
+        assert (hit[0].outcome, hit[0].stop) == (Outcome.INFRA_ERROR, Stop.DEADLINE)
 
 
 def test_what_a_server_says_is_wrong_reaches_every_process_as_it_is():

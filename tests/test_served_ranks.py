@@ -29,17 +29,27 @@ def test_two_processes_on_a_server_make_the_run_of_one_without(tmp_path, name):
     alone = ranked.go(tmp_path / "one", name)
     begins = "model" if name == "adapters" else "teacher"  # with weights that are not the run's
     held = StandIn(*load_model(str(tmp_path / begins)), Settings(max_model_len=128))
-    with served(held) as url:
+    heard = []
+
+    async def listening(scope, receive, send):
+        heard.append(scope.get("path"))
+        await held(scope, receive, send)
+
+    with served(listening) as url:
         options = {"engine": url, "engine_sync": "lora" if name == "adapters" else "reload"}
         (tmp_path / "options.json").write_text(json.dumps(options))
         command = [sys.executable, str(HERE / "ranked.py"), str(tmp_path / "two"), name]
-        code, line = launch(command, 2, logs=tmp_path / "logs", env=ENV)
+        late = {**ENV, "TURNWISE_TEST_LATE": "1"}
+        code, line = launch(command, 2, logs=tmp_path / "logs", env=late)
     assert (code, line) == (0, ""), (tmp_path / "logs" / "rank-1.log").read_text()[-2000:]
     assert ranked.sampled(tmp_path / "two" / name) == ranked.sampled(tmp_path / "one" / name)
     found = json.loads((tmp_path / "two" / "found.json").read_text())[name]
     for row, other in zip(alone, found, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
         assert other["engine_gap"] < 1e-4
+    # Both have looked at what the server held before anything was changed there.
+    changed = heard.index("/v1/load_lora_adapter" if name == "adapters" else "/pause")
+    assert heard[:changed].count("/version") == 2
 
 
 def same(one, other) -> None:

@@ -65,7 +65,7 @@ class _Run:
         env.close()
         self.spent, self.rows = 0.0, list[dict[str, Any]]()
         self.curve: list[dict[str, float]] = []
-        self.left: float | None = None
+        self.left: list[float] = []
 
     def result(self) -> dict[str, Any]:
         """Learn to the end of the budget and return what came out."""
@@ -87,7 +87,7 @@ class _Run:
         result |= {"start": start, "end": end, "auc": round(area(points, whole), 4)}
         result |= {"env_steps": self.spent, "updates": self._updates(), "curve": self.curve}
         result |= {"metrics": thirds(self.rows, lambda name: name.startswith(WATCHED))}
-        return result | ({} if self.left is None else {"left_at": self.left})
+        return result | ({"left_at": self.left} if self.left else {})
 
     def _at_start(self) -> dict[str, float]:
         """Return the scores of the student that all arms begin with; the first one measures it."""
@@ -112,7 +112,7 @@ class _Run:
 
     def _learn(self, arm: Arm) -> None:
         """Let one stage run to the end of the budget, or until it is left."""
-        best, share = Best(self.model, self._validated), self.about.budget or 1.0
+        best, share, began = Best(self.model, self._validated), self.about.budget or 1.0, self.spent
         if arm.then is not None:
             best.look(0.0)
         asked = arm.guard.every
@@ -123,12 +123,12 @@ class _Run:
             if self._done():
                 return
             self._look_on_the_way()
-            if arm.then is not None and self.spent / share >= asked:
+            if arm.then is not None and (at := (self.spent - began) / share) >= asked:
                 asked += arm.guard.every
-                best.look(self.spent / share)
+                best.look(at)
                 if arm.guard.reason(best.seen):
                     best.restore()
-                    self.left = self.spent
+                    self.left = [*self.left, self.spent]
                     return
         if row["step"] < steps:
             raise KeyboardInterrupt("the run was stopped amid its steps: it has no result")
@@ -179,15 +179,15 @@ def closing_generator(steps: Any, out: Path) -> Iterator[Any]:
 def _config(about: Experiment, arm: Arm, job: Job, out: Path, teacher: str) -> TrainConfig:
     """Return the plan of a run; it is ended by the budget, or by its steps where there is none."""
     plan: dict[str, Any] = {"steps": WHOLE, "warmup_steps": 3, "updates_per_step": 2}
-    plan |= {"tasks_per_step": 8, "group_size": 4, **about.plan, **arm.plan}
+    plan |= {"tasks_per_step": 8, "group_size": 4, "learning_rate": job.rate}
+    plan |= {"max_new_tokens": about.models.max_new_tokens}
+    plan |= {**about.plan, **arm.plan}
     return TrainConfig(
         env=about.env_id,
         env_kwargs=json.dumps({**about.env, **arm.env}),
         recipe=arm.method,
         teacher=teacher,
-        learning_rate=job.rate,
         max_tokens=about.models.max_tokens,
-        max_new_tokens=about.models.max_new_tokens,
         seed=job.seed,
         first_task=100_000,
         checkpoint_every=0,
