@@ -26,6 +26,8 @@ from turnwise.envs.types import Episode, Message, Turn
 
 FAILED = "teacher_failed"
 """Begins the error of a label that the teacher owes: it raised, or did not answer in time."""
+CUT = "cut"
+"""The error of a label that was not ended within the tokens that an answer may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,7 @@ def _with(turn: Turn, label: Label | None) -> Turn:
         return turn
     if label.ids is not None:
         return replace(turn, label=label.text, label_ids=label.ids, label_error=label.error)
-    error = "cut" if turn.finish == "length" else label.error
+    error = CUT if turn.finish == "length" else label.error
     return replace(turn, label=turn.action, label_ids=turn.action_ids, label_error=error)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from turnwise.agents.engines.base import EngineError, GenOutput, GenRequest
 from turnwise.agents.faults import in_one_line
-from turnwise.agents.labels import FAILED, Answer, Label, misspelt
+from turnwise.agents.labels import CUT, FAILED, Answer, Label, misspelt
 from turnwise.agents.ledger import Ledger
 from turnwise.agents.policy import Act, Executor, LLMPolicy, Reply, Seat, read, said
 from turnwise.agents.renderer import Renderer
@@ -209,7 +209,7 @@ class LLMTeacher:
 
     def _label(self, asked: _Asked, output: GenOutput) -> Label:
         action = self.policy.written(asked.seat, output.token_ids)
-        error = "cut" if output.finish == "length" else misspelt(asked.seat, action)
+        error = CUT if output.finish == "length" else misspelt(asked.seat, action)
         return Label(str(action), output.token_ids, error)
 
     def _next(self, key: str) -> None:

@@ -16,6 +16,7 @@ import tyro
 
 from turnwise.trainers.contest import Arm, Experiment, Models, School
 from turnwise.trainers.equal_start import StartPlan
+from turnwise.trainers.guard import Guard
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.results_page import write_page
 from turnwise.trainers.suite import Suite, run_suite, scaled
@@ -150,14 +151,30 @@ def arms_of_sod(teacher: str) -> dict[str, Arm]:
     return {each.name: each for each in arms}
 
 
-PIPELINE = "F2B + turn_rloo, then turn_rloo"
+PIPELINE = "bridge, F2B + turn_rloo, turn_rloo"
+ATTENTIVE = Guard(every=1 / 16, patience=2)
+"""Of the bridge: it teaches within a few rounds."""
+
+
+def bridge(teacher: str) -> Arm:
+    """Return who learns the teacher's distributions where the teacher acts; it ends its answers."""
+    return Arm(
+        name="bridge",
+        method="dagger",
+        options={"first": 1.0, "least": 1.0, "white_box": True, "batch": 24},
+        teacher=teacher,
+        plan={"learning_rate": 3e-3, "updates_per_step": 20, "max_new_tokens": 3},
+        rate_of=PIPELINE,
+    )
 
 
 def pipeline(teacher: str) -> tuple[Arm, ...]:
-    """Return the default pipeline's last two stages, and its parts alone."""
+    """Return the default pipeline's last three stages, and its parts alone."""
     alone = Arm(name="F2B", method="tcod_f2b", options={"every": 1}, teacher=teacher)
-    paid = replace(alone, name=PIPELINE, options={"every": 1, "reward": True}, rate_of="F2B")
-    return replace(paid, then=TURN_RLOO), alone, TURN_RLOO
+    paid = replace(alone, options={"every": 1, "reward": True}, then=TURN_RLOO)
+    paid = replace(paid, guard=replace(ATTENTIVE, settle=0.15))
+    whole = replace(bridge(teacher), name=PIPELINE, then=paid, guard=ATTENTIVE, rate_of="")
+    return whole, alone, TURN_RLOO
 
 
 def imitation(name: str, method: str, labels: int, slip: bool = True, **options: object) -> Arm:
@@ -317,11 +334,11 @@ EXPERIMENTS = (
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
-        arms=(*pipeline("robust"), replace(SOD_ROBUST["OPD + GRPO"], rate_of="")),
-        pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "OPD + GRPO")),
+        arms=(*pipeline("robust"), bridge("robust"), replace(SOD_ROBUST["OPD + GRPO"], rate_of="")),
+        pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "OPD + GRPO", "bridge")),
         plan=MANY,
-        budget=144_000,
-        rates=(5e-4, 1e-3),
+        budget=48_000,
+        rates=GENTLE,
     ),
     experiment(
         name="dagger",
@@ -389,8 +406,8 @@ EXPERIMENTS = (
         "side branch, however short the task.",
         env={"stages": 3, "turns": 6, "phased": True, "progress": 1.0},
         beginning=BEGINNER,
-        teachers={"clean": CLEAN},
-        arms=tuple(TCOD[name] for name in ("OPD", "F2B")),
+        teachers={"robust": ROBUST},
+        arms=tuple(TCOD_ROBUST[name] for name in ("OPD", "F2B")),
         pairs=TCOD_PAIRS[:1],
         plan=WIDE,
         budget=24_000,

@@ -303,9 +303,20 @@ def test_a_pipeline_leaves_its_teacher_and_is_charged_for_looking_whether_it_sho
     job = Job(experiment=replace(SMALL, budget=2000), arm=both, seed=0, rate=1e-5)
     found = run(job, done.out)  # at this rate nothing rises for long
     looked = contest_run.VALIDATED * found["end"]["turns"]
-    assert looked < found["left_at"] < found["env_steps"]
+    (left,) = found["left_at"]
+    assert looked < left < found["env_steps"]
     assert "teacher_kl_on" in found["metrics"]["first"]
     assert "teacher_kl_on" not in found["metrics"]["last"]
+
+
+def test_each_stage_of_a_pipeline_is_left_by_its_own_time(done):
+    first = Arm(name="first", method="tcod_f2b", options={"every": 1}, teacher="mini")
+    after, soon = Arm(name="after", method="turn_rloo"), Guard(every=1 / 8, patience=1)
+    second = replace(first, then=after, guard=replace(soon, settle=1 / 4))
+    three = replace(first, name="three", then=second, guard=soon)
+    job = Job(experiment=replace(SMALL, budget=4000), arm=three, seed=0, rate=1e-5)
+    one, other = run(job, done.out)["left_at"]
+    assert other - one >= 4000 / 4  # it settles from where it begins, not from the first stage
 
 
 def test_a_run_that_is_stopped_amid_its_steps_leaves_no_result(done, monkeypatch):

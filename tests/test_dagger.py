@@ -693,6 +693,14 @@ def test_a_student_learns_from_a_model(tmp_path, master, name, options):
         assert rows[-1]["teacher_drift"] > 0 and all("nll" in row for row in rows[:-1])
 
 
+@pytest.mark.parametrize("options", ["{}", '{"white_box": true, "first": 1.0, "least": 1.0}'])
+def test_a_teacher_whose_answers_do_not_end_is_not_learnt_from(tmp_path, master, options):
+    more = {"teacher": str(master), "steps": 2, "recipe_options": options, "max_new_tokens": 1}
+    with pytest.raises(TeacherFailed, match=r"was cut at .* raise max_new_tokens, which is 1"):
+        go(tmp_path / "run", "dagger", **more)
+    assert go(tmp_path / "more", "dagger", **{**more, "max_failed": 1.0})[0]["lessons"] == 0
+
+
 def test_guided_opd_divides_by_the_tokens_of_both_kinds_of_turns():
     """One step on mixed episodes has the gradient of both sums over the count of all tokens."""
     student, _, _ = models()
@@ -805,7 +813,7 @@ def test_a_teacher_that_follows_the_student_follows_it_in_rounds_of_imitation_to
         distillation=how,
         imitation=replace(recipe("guided_opd").imitation, roll_in=chance),
     )
-    rows = go(tmp_path / "run", method=method, steps=3, updates_per_step=2)
+    rows = go(tmp_path / "run", method=method, steps=3, updates_per_step=2, max_failed=1.0)
     assert [row["policy_version"] for row in rows] == [2, 4, 6]
     assert all(row["teacher_drift"] < 1e-4 for row in rows)
     student, _ = load_model(str(tmp_path / "run" / "model"))

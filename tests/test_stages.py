@@ -106,7 +106,7 @@ def pipeline(out, **more):
         "student_sft": BRIEF,
         "teacher_sft": BRIEF,
         "teacher_rl": replace(SHORT, steps=1),
-        "bridge": replace(default.bridge, **brief),
+        "bridge": replace(default.bridge, **brief, max_failed=1.0),
         "opd": replace(default.opd, **brief),
         "train": SHORT,
     }

@@ -16,7 +16,7 @@ import numpy as np
 from turnwise.agents.engines.base import Engine
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.executors import RollIn
-from turnwise.agents.labels import FAILED, Labelling, Teacher, play_labelled
+from turnwise.agents.labels import CUT, FAILED, Labelling, Teacher, play_labelled
 from turnwise.agents.policy import LLMPolicy, expert
 from turnwise.agents.record import read_records
 from turnwise.agents.rollout import Settings, jobs_for
@@ -232,14 +232,21 @@ class Rounds:
         ]
 
     def _require_answers(self, episodes: Sequence[Episode]) -> None:
+        """Refuse to learn from what is left where the teacher failed, or was cut, too often.
+
+        The few answers of a cut teacher that do end are no sample of what it would do.
+        """
         asked = [t.label_error for e in episodes for t in e.turns if t.label_ids or t.label_error]
         failed = Counter(error for error in asked if error.startswith(FAILED))
-        if failed.total() > self.config.max_failed * len(asked):
-            reasons = "; ".join(f"{n}x {why}" for why, n in failed.most_common(3))
-            raise TeacherFailed(
-                f"the teacher failed at {failed.total()} of {len(asked)} labels, more than "
-                f"max_failed {self.config.max_failed:g} allows: {reasons}"
-            )
+        cut = Counter(error for error in asked if error == CUT)
+        longer = f"; raise max_new_tokens, which is {self.config.max_new_tokens}"
+        for what, lost, more in (("failed at", failed, ""), ("was cut at", cut, longer)):
+            if lost.total() > self.config.max_failed * len(asked):
+                reasons = "; ".join(f"{n}x {why}" for why, n in lost.most_common(3))
+                raise TeacherFailed(
+                    f"the teacher {what} {lost.total()} of {len(asked)} labels, more than "
+                    f"max_failed {self.config.max_failed:g} allows: {reasons}{more}"
+                )
 
     def _learn(self, step: int, groups: Sequence[Group]) -> dict[str, float]:
         """Take the optimizer steps of a round."""
