@@ -28,7 +28,8 @@ from turnwise.trainers.watch import env_steps, shares_of_kinds
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
-from compare_methods import EXPERIMENTS, SOD, shuffled, uniform  # noqa: E402
+from compare_methods import EXPERIMENTS  # noqa: E402
+from compared.arms import SOD, shuffled, uniform  # noqa: E402
 
 RELAXED = settings(deadline=None, max_examples=40)
 scores = st.dictionaries(st.integers(0, 20), st.floats(0, 1), min_size=3, max_size=8)

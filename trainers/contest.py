@@ -32,6 +32,13 @@ class Models:
     teacher: Mapping[str, int] = field(default_factory=dict)
     max_tokens: int = 320
     max_new_tokens: int = 2
+    recall: int | None = None
+    """Past turns that a prompt shows; None is all. See `turnwise.agents.renderer.Renderer`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a run depends on."""
+        kept = asdict(self)
+        return kept if self.recall is not None else {k: v for k, v in kept.items() if k != "recall"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +147,7 @@ class Job:
             "env": dict(about.env),
             "plan": dict(about.plan),
         }
-        kept |= {"budget": about.budget, "tests": about.tests, "models": asdict(about.models)}
+        kept |= {"budget": about.budget, "tests": about.tests, "models": about.models.to_json()}
         kept["beginning"] = asdict(about.beginning) if about.beginning else None
         kept["teacher"] = asdict(about.teachers[self.arm.teacher]) if self.arm.teacher else None
         kept |= {"arm": self.arm.to_json(), "seed": self.seed, "rate": self.rate}

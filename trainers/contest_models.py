@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from turnwise.agents.policy import ScriptedPolicy, noop, random_tool
-from turnwise.agents.renderer import Renderer
+from turnwise.agents.renderer import Renderer, remember
 from turnwise.agents.rollout import Settings, jobs_for, play
 from turnwise.envs.registry import make
 from turnwise.envs.types import Episode, Task
@@ -85,6 +85,8 @@ def _model(
 ) -> Path:
     settings = {"env_id": about.env_id, "env": dict(about.env), "shape": shape, "seed": seed}
     settings["school"] = asdict(school) if school else None
+    if about.models.recall is not None:
+        settings["recall"] = about.models.recall
     if school is not None and about.env_id in ONE_TOKENIZER:
         settings["env"] = {}  # what a school says is all that its pupil depends on
     place = folder / key_of(settings)
@@ -103,7 +105,11 @@ def _made(
     about: Experiment, school: School | None, shape: dict[str, int], seed: int, place: Path
 ) -> dict[str, float]:
     plain = partial(make, about.env_id, **({} if about.env_id in ONE_TOKENIZER else about.env))
-    model, tokenizer = tiny_from_env(plain, seed=seed, separators=("", " "), **shape)
+    how: dict[str, Any] = dict(shape)
+    if about.env_id in ONE_TOKENIZER:
+        how["separators"] = ("", " ")
+    model, tokenizer = tiny_from_env(plain, seed=seed, **how)
+    remember(tokenizer, about.models.recall)
     made = {} if school is None else _taught(about, school, model, tokenizer, seed)
     save_model(model, tokenizer, place)
     return made

@@ -188,6 +188,7 @@ def _config(about: Experiment, arm: Arm, job: Job, out: Path, teacher: str) -> T
         recipe=arm.method,
         teacher=teacher,
         max_tokens=about.models.max_tokens,
+        recall=about.models.recall,
         seed=job.seed,
         first_task=100_000,
         checkpoint_every=0,

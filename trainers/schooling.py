@@ -45,10 +45,14 @@ BRIDGE = replace(
     CRAFT_RL,
     recipe="dagger",
     recipe_options='{"first": 1.0, "least": 1.0, "white_box": true}',
-    steps=4,
-    updates_per_step=10,
+    steps=12,
+    tasks_per_step=32,
+    group_size=2,
+    updates_per_step=20,
+    learning_rate=3e-3,
 )
-"""Off-policy: the teacher takes every turn."""
+"""Off-policy: the teacher takes every turn. Many tasks and few attempts at each, for there is no
+baseline to be had from the others, and what is learnt must hold for other tasks."""
 OPD = replace(CRAFT_RL, recipe="tcod_f2b", recipe_options='{"every": 1, "reward": true}')
 
 
@@ -62,7 +66,7 @@ class Schooling(Lesson):
     probe_tasks: int = 100
     """Other dev tasks, on which the guard looks."""
     bridge: TrainConfig = BRIDGE
-    bridge_guard: Guard = field(default_factory=lambda: Guard(every=1, patience=2))
+    bridge_guard: Guard = field(default_factory=lambda: Guard(every=1, patience=3))
     opd: TrainConfig = OPD
     opd_guard: Guard = field(default_factory=lambda: Guard(every=5, patience=3, settle=10))
 

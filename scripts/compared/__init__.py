@@ -1,0 +1,1 @@
+"""The comparisons of scripts/compare_methods.py."""

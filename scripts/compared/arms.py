@@ -1,0 +1,171 @@
+"""What is compared: methods, the controls without which they say nothing, and pipelines of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from turnwise.trainers.contest import Arm
+from turnwise.trainers.guard import Guard
+from turnwise.trainers.recipe import Recipe
+from turnwise.trainers.weights import ones, permuted, uniform_like
+
+# Controls: what is taken out of a method, one thing at a time.
+
+
+def unweighted(recipe: Recipe) -> Recipe:
+    """OPD + GRPO: SOD without its weights."""
+    return _weighted(recipe, ones)
+
+
+def uniform(recipe: Recipe) -> Recipe:
+    """SOD with the mean of its weights everywhere."""
+    return _weighted(recipe, uniform_like(recipe.distillation.weight))
+
+
+def shuffled(recipe: Recipe) -> Recipe:
+    """SOD with its weights dealt to turns at random."""
+    return _weighted(recipe, permuted(recipe.distillation.weight))
+
+
+def _weighted(recipe: Recipe, weight: object) -> Recipe:
+    return replace(recipe, distillation=replace(recipe.distillation, weight=weight))
+
+
+def anchored(recipe: Recipe) -> Recipe:
+    """Without the KL to the reference: no method of the comparison has one."""
+    return replace(recipe, kl_coefficient=0.0)
+
+
+PACE = 4
+"""Training steps per further turn: 24 turns are whole after two thirds of 48,000 steps."""
+
+
+def arms_of_tcod(teacher: str) -> dict[str, Arm]:
+    """Return OPD, its curricula, and what a curriculum must be told from."""
+    arm = partial(Arm, teacher=teacher, rate_of="OPD")
+    own = partial(Arm, teacher=teacher)
+    arms = (
+        own(name="OPD", method="opd"),
+        own(name="F2B", method="tcod_f2b", options={"every": PACE}),
+        arm(name="OPD, tight turn limit", method="opd", env={"turns": 13}),
+        arm(name="OPD, constant cut T/4", method="opd", plan={"max_turns": 6}),
+        own(name="B2F, slack 1", method="tcod_b2f", options={"every": PACE}),
+    )
+    return {each.name: each for each in arms}
+
+
+TCOD_PAIRS = (
+    ("F2B", "OPD"),
+    ("B2F, slack 1", "OPD"),
+    ("OPD, tight turn limit", "OPD"),
+    ("OPD, constant cut T/4", "OPD"),
+    ("F2B", "OPD, tight turn limit"),
+    ("F2B", "OPD, constant cut T/4"),
+)
+SOD_PAIRS = (
+    ("SOD", "OPD"),
+    ("SOD", "OPD + GRPO"),
+    ("SOD", "uniform weights"),
+    ("SOD", "permuted weights"),
+    ("SOD", "GRPO"),
+)
+CREDIT_PAIRS = (("turn_rloo", "GRPO"), ("GiGPO", "GRPO"), ("HGPO", "GRPO"))
+
+GRPO = Arm(name="GRPO", method="grpo", change=anchored)
+TURN_RLOO = Arm(name="turn_rloo", method="turn_rloo", options={"history_turns": 0})
+CREDIT = (
+    GRPO,
+    TURN_RLOO,
+    Arm(name="GiGPO", method="gigpo", change=anchored),
+    Arm(name="HGPO", method="hgpo"),
+)
+
+
+def arms_of_sod(teacher: str) -> dict[str, Arm]:
+    """Return SOD, what it is made of, and its controls."""
+    control = partial(Arm, method="sod", teacher=teacher, rate_of="SOD")
+    arms = (
+        Arm(name="SOD", method="sod", teacher=teacher),
+        control(name="OPD + GRPO", change=unweighted),
+        GRPO,
+        control(name="uniform weights", change=uniform),
+        control(name="permuted weights", change=shuffled),
+        control(name="OPD", change=unweighted, options={"reward": False}),
+    )
+    return {each.name: each for each in arms}
+
+
+PIPELINE = "bridge, F2B + turn_rloo, turn_rloo"
+ATTENTIVE = Guard(every=1 / 16, patience=2)
+"""Of the bridge: it teaches within a few rounds."""
+
+
+BRIDGE = {
+    "learning_rate": 3e-3,
+    "updates_per_step": 20,
+    "max_new_tokens": 3,
+    "tasks_per_step": 32,
+    "group_size": 2,
+}
+"""Many tasks: what is learnt of one teacher's way must hold for others."""
+
+
+def bridge(teacher: str) -> Arm:
+    """Return who learns the teacher's distributions where the teacher acts; it ends its answers."""
+    return Arm(
+        name="bridge",
+        method="dagger",
+        options={"first": 1.0, "least": 1.0, "white_box": True, "batch": 24},
+        teacher=teacher,
+        plan=BRIDGE,
+        rate_of=PIPELINE,
+    )
+
+
+def pipeline(teacher: str) -> tuple[Arm, ...]:
+    """Return the default pipeline's last three stages, and its parts alone."""
+    alone = Arm(name="F2B", method="tcod_f2b", options={"every": 1}, teacher=teacher)
+    paid = replace(alone, options={"every": 1, "reward": True}, then=TURN_RLOO)
+    paid = replace(paid, guard=replace(ATTENTIVE, settle=0.15))
+    whole = replace(bridge(teacher), name=PIPELINE, then=paid, guard=ATTENTIVE, rate_of="")
+    return whole, alone, TURN_RLOO
+
+
+def imitation(name: str, method: str, labels: int, slip: bool = True, **options: object) -> Arm:
+    """Return an arm of about so many labels in 4 rounds, 160 updates in all."""
+    return Arm(
+        name=f"{name}, {labels} labels",
+        method=method,
+        options={"batch": 24, **options},
+        env={} if slip else {"p_slip": 0.0},
+        plan={
+            "steps": 4,
+            "tasks_per_step": round(labels / 4 / 2 / 10),
+            "group_size": 2,
+            "updates_per_step": 40,
+        },
+    )
+
+
+WITHOUT, WITH = "SFT, demonstrations without slips", "SFT, demonstrations with slips"
+DAGGER = "DAgger, beta to .6"
+
+
+def arms_of_dagger(labels: int) -> tuple[Arm, ...]:
+    """Return DAgger and demonstrations, with and without the slips that it is tested under."""
+    return (
+        imitation(WITHOUT, "sft", labels, slip=False),
+        imitation(WITH, "sft", labels),
+        imitation(DAGGER, "dagger", labels),
+    )
+
+
+def dagger_pairs(labels: int) -> tuple[tuple[str, str], ...]:
+    """Return DAgger against both kinds of demonstrations, and these against each other."""
+    pairs = ((DAGGER, WITHOUT), (DAGGER, WITH), (WITH, WITHOUT))
+    return tuple((f"{one}, {labels} labels", f"{other}, {labels} labels") for one, other in pairs)
+
+
+TCOD, TCOD_ROBUST = arms_of_tcod("clean"), arms_of_tcod("robust")
+SOD, SOD_ROBUST = arms_of_sod("clean"), arms_of_sod("robust")

@@ -1,0 +1,51 @@
+"""Credit by the turn against credit by the trajectory."""
+
+from __future__ import annotations
+
+from compared.arms import CREDIT, CREDIT_PAIRS
+from compared.regimes import BEGINNER, MANY, RL, SKILLED, SLIPPING, experiment
+
+EXPERIMENTS = (
+    experiment(
+        name="turn_credit",
+        title="Turn-level credit: progress is paid turn by turn",
+        claim="Does credit by the turn beat GRPO's by the trajectory, where turns are paid?",
+        finding="All four rise well above their start. HGPO is above GRPO in progress and, "
+        "though not told from it in success, higher in each of six seeds; GiGPO is level with "
+        "GRPO, and turn_rloo level in success and .01 below in progress. So credit by the turn "
+        "alone brings nothing here that can be seen at this size. The chosen rate is the lower "
+        "one of two.",
+        env=SLIPPING,
+        beginning=BEGINNER,
+        arms=CREDIT,
+        pairs=CREDIT_PAIRS,
+        plan=MANY,
+        budget=48_000,
+    ),
+    experiment(
+        name="turn_credit_outcome",
+        title="Turn-level credit, null: the end alone is paid",
+        claim="Without rewards on the way there should be no difference.",
+        env={**SLIPPING, "progress": 0.0},
+        beginning=SKILLED,
+        arms=CREDIT[:2],
+        pairs=CREDIT_PAIRS[:1],
+        plan=MANY,
+        budget=48_000,
+        rates=(3e-4, 1e-3),
+    ),
+    experiment(
+        name="turn_credit_one_turn",
+        title="Turn-level credit, null: one turn",
+        claim="With one turn there is one credit.",
+        finding="Level, as a null should be. The start is nearly right already, and both lose a "
+        "little of it at this rate.",
+        env={"stages": 1, "turns": 1, "phased": True, "progress": 1.0},
+        beginning=BEGINNER,
+        arms=CREDIT[:2],
+        pairs=CREDIT_PAIRS[:1],
+        plan=RL,
+        budget=1_500,
+        rates=(1e-3,),
+    ),
+)

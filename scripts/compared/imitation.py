@@ -1,0 +1,60 @@
+"""Labels on the student's own states against demonstrations."""
+
+from __future__ import annotations
+
+from compared.arms import arms_of_dagger, dagger_pairs
+from compared.regimes import SHELTERED, SLIPPING, experiment
+
+FEW = (
+    "So few labels teach little. DAgger keeps more progress than either kind of demonstrations; "
+    "success is near nothing everywhere."
+)
+MANY_LABELS = (
+    "Four seeds. Demonstrations with slips are ahead of those without, and DAgger is level with "
+    "both: an expert that slips shows the ways back, too."
+)
+
+EXPERIMENTS = (
+    experiment(
+        name="dagger",
+        title="DAgger: hands slip",
+        claim="Do labels on the student's own states beat demonstrations?",
+        finding="At 2,000 labels DAgger is level with demonstrations that were made under the "
+        "same slips; both keep more progress than demonstrations without slips, which "
+        "reach as much success. The same 160 updates are made of any number of labels.",
+        env={**SLIPPING, "p_slip": 0.1},
+        beginning=SHELTERED,
+        arms=arms_of_dagger(2000),
+        pairs=dagger_pairs(2000),
+        budget=0,
+        rates=(5e-3,),
+    ),
+    *(
+        experiment(
+            name=name,
+            title=f"DAgger: hands slip, {labels:,} labels",
+            claim="How many labels does it take?",
+            finding=finding,
+            env={**SLIPPING, "p_slip": 0.1},
+            beginning=SHELTERED,
+            arms=arms_of_dagger(labels),
+            pairs=dagger_pairs(labels),
+            budget=0,
+            rates=(5e-3,),
+        )
+        for name, labels, finding in (("dagger_few", 500, FEW), ("dagger_many", 6000, MANY_LABELS))
+    ),
+    experiment(
+        name="dagger_null",
+        title="DAgger, null: nothing slips",
+        claim="Where the expert never leaves its way, labels elsewhere should not help.",
+        finding="They do not: level with demonstrations over six seeds, in success, progress and "
+        "AUC, as a null should be.",
+        env={**SLIPPING, "p_slip": 0.0},
+        beginning=SHELTERED,
+        arms=arms_of_dagger(2000)[1:],
+        pairs=dagger_pairs(2000)[1:2],
+        budget=0,
+        rates=(5e-3,),
+    ),
+)
