@@ -108,6 +108,31 @@ def test_tokens_and_logprobs_are_the_same_with_and_without_kept_keys(temperature
             assert torch.allclose(torch.tensor(x.logprobs), torch.tensor(y.logprobs), atol=1e-4)
 
 
+@pytest.mark.parametrize("grain", [4, 64])
+@pytest.mark.parametrize("seeds", [range(1), range(7), (11, 3, 5, 2, 9)])
+def test_round_shapes_move_nothing_and_are_few(grain, seeds):
+    model = qwen3()
+    free, round_ = engine_of(model), engine_of(model)
+    assert isinstance(round_.cache, Slab) and round_.cache.grain == 1  # as on any CPU
+    round_.cache.grain, shapes = grain, set()
+    forward = round_.cache._forward
+
+    def noted(rows, ids, positions, real, top):
+        shapes.add((*ids.shape, top))
+        return forward(rows, ids, positions, real, top)
+
+    round_.cache._forward = noted
+    ours, theirs = (converse(engine, seeds) for engine in (free, round_))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.sampled == b.sampled
+        for x, y in zip(a.outputs, b.outputs, strict=True):
+            assert x.logprobs == pytest.approx(y.logprobs, abs=1e-5)
+    longest = round_.cache.max_len
+    for rows, n, top in shapes:
+        assert rows in (1, 2, 4, 8, round_.cache.slots) and n & (n - 1) == 0
+        assert top % grain == 0 or top == longest
+
+
 @pytest.mark.parametrize("cache", [Slab, Recompute])
 def test_a_row_at_the_end_of_its_slot_is_padded_beside_a_longer_one_and_nothing_moves(cache):
     """Four new tokens beside seven: the last of the shorter row's padding is beyond its slot."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from compared.arms import CREDIT, CREDIT_PAIRS
+from dataclasses import replace
+
+from compared.arms import CREDIT, CREDIT_PAIRS, GRPO, TURN_RLOO
 from compared.regimes import BEGINNER, MANY, RL, SKILLED, SLIPPING, experiment
 
 EXPERIMENTS = (
@@ -25,10 +27,10 @@ EXPERIMENTS = (
     experiment(
         name="turn_credit_outcome",
         title="Turn-level credit, null: the end alone is paid",
-        claim="Without rewards on the way there should be no difference.",
+        claim="Without rewards on the way there should be no difference, at one rate.",
         env={**SLIPPING, "progress": 0.0},
         beginning=SKILLED,
-        arms=CREDIT[:2],
+        arms=(GRPO, replace(TURN_RLOO, rate_of="GRPO")),
         pairs=CREDIT_PAIRS[:1],
         plan=MANY,
         budget=48_000,
