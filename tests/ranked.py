@@ -128,7 +128,7 @@ def come_late() -> None:
 
     def late(*args):
         if os.environ.get("TURNWISE_TEST_LATE") == os.environ.get("RANK"):
-            time.sleep(2.0)
+            time.sleep(4.0)
         return look(*args)
 
     engines.connected = late

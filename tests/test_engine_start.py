@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import math
 from contextlib import ExitStack
 
 import pytest
@@ -12,7 +14,7 @@ from servers import MAX_LEN, altered, draw, engine_on, inside, small, standin
 
 from turnwise.agents.engines.standin import Settings, StandIn
 from turnwise.agents.engines.vllm import VllmEngine
-from turnwise.agents.engines.vllm_start import Needs, ServerUnfit
+from turnwise.agents.engines.vllm_start import Needs, ServerUnfit, _margins
 from turnwise.agents.engines.vllm_wire import GENERATE
 from turnwise.trainers.model import tiny_from_env
 
@@ -117,6 +119,19 @@ SCALES = [1e-5, 0.03, 0.2, 40.0, 400.0]
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_policy_that_knows_nothing_or_is_sure_is_no_reason_to_refuse_a_server(stack, scale):
     engine_on(stack, inside(scaled(scale)), needs=Needs())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_tenth_of_the_temperature_is_ten_times_the_lead_and_raw_logprobs_have_the_same(scale):
+    for processed, times in ((True, 10.0), (False, 1.0)):
+        server = inside(scaled(scale, processed=processed))
+        cold, warm = asyncio.run(_margins(server, "policy", 0.1))
+        assert math.isfinite(cold) and warm > 0
+        assert cold == pytest.approx(times * warm, rel=0.05)
+
+
+def test_a_server_that_gives_one_candidate_is_told_to_give_two():
+    assert "--max-logprobs 2 or more" in refusal(StandIn(*small(), Settings(max_logprobs=1)))
 
 
 @pytest.mark.parametrize("scale", SCALES)

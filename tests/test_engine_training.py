@@ -153,6 +153,8 @@ def test_a_used_folder_is_refused_before_a_server_is_given_anything(tmp_path):
         run(tmp_path / "run", "embedded", steps=1)
         with pytest.raises(RunFolderError, match="--resume"):
             run(tmp_path / "run", url, steps=1)
+        with pytest.raises(RunFolderError, match=r"learning_rate=0\.01"):
+            run(tmp_path / "run", url, steps=2, learning_rate=1e-3, resume=True)
     assert not asked and not (tmp_path / "run/served").exists()
 
 

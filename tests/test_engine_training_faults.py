@@ -10,14 +10,15 @@ from collections import Counter, defaultdict
 
 import pytest
 import torch
-from servers import standin
+from servers import small, standin
 from test_engine_training import run, tokens, training
 
 from turnwise.agents.engines.base import EngineError
 from turnwise.agents.engines.client import ServerRefused
-from turnwise.agents.engines.standin import served
+from turnwise.agents.engines.standin import Settings, StandIn, served
 from turnwise.agents.record import read_records
 from turnwise.envs.types import Episode, Outcome, Stop
+from turnwise.trainers.engines import WeightsNotTaken
 from turnwise.trainers.ranks import portable
 
 torch.set_num_threads(1)
@@ -169,6 +170,36 @@ def test_a_server_that_ends_at_a_change_of_weights_costs_no_step_that_was_over(
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
+def test_a_server_that_ends_after_the_last_batch_costs_nothing(tmp_path):
+    with served(Mortal(standin(), "/collective_rpc", 3)) as url:
+        assert len(run(tmp_path / "run", url, steps=3)) == 3
+    assert (tmp_path / "run/model/config.json").exists()
+
+
+def test_a_teacher_that_ends_amid_a_step_leaves_the_checkpoint_before_it(tmp_path):
+    how = {"recipe": "kdrl", "updates_per_step": 3, "steps": 3, "checkpoint_every": 1}
+    counted = Mortal(longer(), "/v1/completions", 10**6)
+    with served(counted) as url:
+        calm = run(tmp_path / "calm", teacher=url, **how)
+    asked = 10**6 - counted.left
+    rows = []
+    with (
+        served(Mortal(longer(), "/v1/completions", asked - 1)) as url,
+        pytest.raises(EngineError) as failed,
+    ):
+        rows.extend(training(tmp_path / "run", teacher=url, **how))
+    assert type(failed.value) is not WeightsNotTaken and len(rows) == 2
+    with served(longer()) as url:
+        rows += run(tmp_path / "run", teacher=url, resume=True, **how)
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in calm], abs=1e-5)
+    assert [row["policy_version"] for row in rows] == [row["policy_version"] for row in calm]
+
+
+def longer() -> StandIn:
+    """A server that scores an episode to its end."""
+    return StandIn(*small(1), Settings(max_model_len=128))
+
+
 class Hung:
     """An application that answers one request of an episode of the second step when the gate is
     opened."""
@@ -201,7 +232,7 @@ def test_a_server_that_hangs_with_a_batch_in_flight_costs_an_attempt_and_not_the
     gate = threading.Event()
     try:
         with served(Hung(standin(), gate)) as url:
-            rows = run(tmp_path / "run", url, reply_timeout_s=5.0, **how)
+            rows = run(tmp_path / "run", url, reply_timeout_s=15.0, **how)
             gate.set()
     finally:
         gate.set()

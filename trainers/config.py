@@ -113,7 +113,7 @@ class TrainConfig:
     checkpoint_every: int = 25
     """Steps between checkpoints; 0 saves only at the end."""
     max_failed: float = 0.5
-    """Stop when a larger share of a batch's episodes is lost to errors."""
+    """Stop when a larger share of a batch's episodes, or of a teacher's labels, is lost."""
     retries: int = 1
     """Further attempts at an episode, each in a fresh environment, after an error of the machine or
     of the environment."""

@@ -70,11 +70,11 @@ class Arm:
     plan: Mapping[str, Any] = field(default_factory=dict)
     """What differs from the experiment's plan."""
     rate_of: str = ""
-    """The arm whose learning rate it takes; by default its own is tuned."""
+    """The arm whose learning rate it takes; by default its own is tuned. `plan` comes first."""
     then: Arm | None = None
-    """What follows once success on validation tasks has stopped rising."""
+    """What follows once the mean of success and progress on validation tasks no longer rises."""
     guard: Guard = LEAVE
-    """When that is; its units are shares of the budget."""
+    """When that is; its units are shares of the budget, from where its stage begins."""
 
     def recipe(self) -> Recipe:
         """Return the recipe."""
@@ -88,6 +88,8 @@ class Arm:
         kept |= {"env": dict(self.env), "plan": dict(self.plan), "teacher": self.teacher}
         if self.then is None:
             return kept | {"then": None}
+        if self.then.teacher not in ("", self.teacher):
+            raise ValueError(f"{self.name} has two teachers; the stages of a pipeline share one")
         guard = {**asdict(self.guard), "by": "success and progress"}
         return kept | {"then": self.then.to_json(), "guard": guard}
 

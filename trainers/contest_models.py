@@ -23,7 +23,7 @@ from turnwise.agents.rollout import Settings, jobs_for, play
 from turnwise.envs.registry import make
 from turnwise.envs.types import Episode, Task
 from turnwise.trainers.comparison import key_of
-from turnwise.trainers.contest import Experiment, School
+from turnwise.trainers.contest import Experiment, Models, School
 from turnwise.trainers.equal_start import equal_start
 from turnwise.trainers.model import save_model, tiny_from_env
 from turnwise.trainers.pipeline import policy_of
@@ -85,8 +85,7 @@ def _model(
 ) -> Path:
     settings = {"env_id": about.env_id, "env": dict(about.env), "shape": shape, "seed": seed}
     settings["school"] = asdict(school) if school else None
-    if about.models.recall is not None:
-        settings["recall"] = about.models.recall
+    settings |= limits(about)
     if school is not None and about.env_id in ONE_TOKENIZER:
         settings["env"] = {}  # what a school says is all that its pupil depends on
     place = folder / key_of(settings)
@@ -95,6 +94,16 @@ def _model(
             made = _made(about, school, shape, seed, place)
             (place / "made.json").write_text(json.dumps({**settings, **made}))
     return place
+
+
+def limits(about: Experiment) -> dict[str, int]:
+    """Return what of an agent's limits is not as usual: what a model learns depends on it."""
+    usual, given = Models().to_json(), about.models.to_json()
+    return {
+        name: given[name]
+        for name in ("max_tokens", "max_new_tokens", "recall")
+        if given.get(name) != usual.get(name)
+    }
 
 
 ONE_TOKENIZER = ("turnwise/Corridor-v1",)
@@ -138,7 +147,9 @@ def _shown(there: Experiment, school: School, tokenizer: Any) -> list[Episode]:
     env = there.make_env()()
     tasks = env.tasks("train")[: school.demos]
     env.close()
-    key = key_of({"env_id": there.env_id, **asdict(school), "tokens": len(tokenizer)})
+    key = key_of(
+        {"env_id": there.env_id, **asdict(school), "tokens": len(tokenizer)} | limits(there)
+    )
     if key not in _SHOWN:
         _SHOWN[key] = demonstrations(
             there.make_env(),

@@ -22,7 +22,7 @@ from turnwise.envs.types import Task
 from turnwise.trainers.comparison import area, key_of, thirds
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.contest import Arm, Experiment, Job
-from turnwise.trainers.contest_models import alone, beginning, scored, teacher_of
+from turnwise.trainers.contest_models import alone, beginning, limits, scored, teacher_of
 from turnwise.trainers.guard import Best
 from turnwise.trainers.loop import train
 from turnwise.trainers.model import load_model
@@ -97,7 +97,11 @@ class _Run:
             "env_id": about.env_id,
             "env": dict(about.env),
         }
-        asked |= {"tests": about.tests, "split": self.job.split, "seed": self.job.seed}
+        asked |= limits(about) | {
+            "tests": about.tests,
+            "split": self.job.split,
+            "seed": self.job.seed,
+        }
         place = self.folder / "scores" / f"{key_of(asked)}.json"
         with alone(place):
             if not place.exists():

@@ -56,7 +56,7 @@ BLACK_BOX = "openai:"
 
 
 class TeacherFailed(TooManyLost):
-    """The teacher failed at more of the labels that it was asked for than `max_failed` allows."""
+    """The teacher failed, or was cut, at more of its labels than `max_failed` allows."""
 
 
 class Rounds:
@@ -234,12 +234,14 @@ class Rounds:
     def _require_answers(self, episodes: Sequence[Episode]) -> None:
         """Refuse to learn from what is left where the teacher failed, or was cut, too often.
 
-        The few answers of a cut teacher that do end are no sample of what it would do.
+        The few answers of a cut teacher that do end are no sample of what it would do. A teacher
+        whose tokens are not seen (`openai:`) does not say that it was cut.
         """
         asked = [t.label_error for e in episodes for t in e.turns if t.label_ids or t.label_error]
         failed = Counter(error for error in asked if error.startswith(FAILED))
         cut = Counter(error for error in asked if error == CUT)
-        longer = f"; raise max_new_tokens, which is {self.config.max_new_tokens}"
+        most, whole = self.config.max_new_tokens, self.config.max_tokens
+        longer = f"; raise max_new_tokens ({most}) or max_tokens ({whole}), with another --out"
         for what, lost, more in (("failed at", failed, ""), ("was cut at", cut, longer)):
             if lost.total() > self.config.max_failed * len(asked):
                 reasons = "; ".join(f"{n}x {why}" for why, n in lost.most_common(3))

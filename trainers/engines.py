@@ -27,12 +27,16 @@ from turnwise.trainers.learner import Learner
 from turnwise.trainers.model import quiet, save_model
 
 if TYPE_CHECKING:
-    from turnwise.agents.engines.vllm import VllmEngine
+    from turnwise.agents.engines.vllm import Held, VllmEngine
     from turnwise.agents.engines.vllm_weights import SavedWeights
 
 TOLERANCE = TrainConfig.engine_tolerance
 ADDRESS = ("http://", "https://")
 """What the address of a server begins with."""
+
+
+class WeightsNotTaken(EngineError):
+    """Servers did not take new weights: what was learnt before is whole. Raised on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -184,12 +188,28 @@ def _remote(
 
 def _bring(engine: VllmEngine, weights: Callable[[], SavedWeights], version: int) -> None:
     """Change what the servers hold, once for all processes; the others look that it is there."""
-    ranks.on_main(lambda: engine.update_weights(weights(), version))
+    ranks.on_main(lambda: _brought(engine, weights, version))
     held = ranks.tell(engine.held())
+    for number, why in enumerate(ranks.each(lambda: _adopted(engine, held, version))):
+        if why:
+            raise WeightsNotTaken(f"rank {number}: {why}")
+
+
+def _adopted(engine: VllmEngine, held: Held, version: int) -> str:
+    """Take over what the first process brought; return why that cannot be, or an empty text."""
     try:
-        ranks.each(lambda: None if ranks.is_main() else engine.adopt(held, version))
-    except ranks.RankFailed as error:  # the same kind of error on all ranks, so that all save
-        raise EngineError(str(error)) from error
+        if not ranks.is_main():
+            engine.adopt(held, version)
+    except EngineError as error:
+        return str(error)
+    return ""
+
+
+def _brought(engine: VllmEngine, weights: Callable[[], SavedWeights], version: int) -> None:
+    try:
+        engine.update_weights(weights(), version)
+    except EngineError as error:
+        raise WeightsNotTaken(str(error)) from error
 
 
 def base_of(learner: Learner) -> nn.Module:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from turnwise.agents.engines.base import Engine, EngineError
+from turnwise.agents.engines.base import Engine
 from turnwise.agents.policy import LLMPolicy
 from turnwise.agents.record import RecordError
 from turnwise.agents.renderer import Renderer, remember
@@ -32,13 +32,14 @@ from turnwise.trainers.batch import rows_of
 from turnwise.trainers.coach import own_attempts
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.dagger_loop import Rounds
-from turnwise.trainers.engines import Sampler, sampler_for
+from turnwise.trainers.engines import Sampler, WeightsNotTaken, sampler_for
 from turnwise.trainers.interrupt import Interrupt
 from turnwise.trainers.learner import Learner, TrainingDiverged
 from turnwise.trainers.model import add_lora, load_model, save_model
 from turnwise.trainers.off_policy import for_depth, staleness
 from turnwise.trainers.pacing import paced
 from turnwise.trainers.precision import PRECISIONS
+from turnwise.trainers.ray_cluster import ClusterLost
 from turnwise.trainers.ray_rollouts import over_ray
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe as recipe_named
@@ -56,7 +57,7 @@ from turnwise.trainers.watch import (
 )
 
 P = TypeVar("P", bound="Closes | None")
-RESUMABLE = (TooManyLost, TrainingDiverged, RecordError, EngineError)
+RESUMABLE = (TooManyLost, TrainingDiverged, RecordError, ClusterLost, WeightsNotTaken)
 """What ends a run between two steps: the last whole step is saved first."""
 
 
@@ -142,7 +143,8 @@ def train(
         UnknownEnv, UnknownRecipe, ModelNotFound, TokenizerMismatch, RunFolderError, OnPolicyOnly:
             before anything is played; the message says what to do.
         MissingExtra: `ray` is set and Ray is not installed.
-        TooManyLost, TrainingDiverged, EngineError: in mid-run, after a checkpoint.
+        TooManyLost, TrainingDiverged, ClusterLost, WeightsNotTaken: in mid-run, after a checkpoint.
+        EngineError: a teacher's server failed amid a step; go on from the checkpoint before.
         RankFailed, RankLost: of several processes another one failed, or is gone.
     """
     ranks.join(config.processes, config.rank_timeout_s)
@@ -167,7 +169,8 @@ def _steps(run: _Run, interrupt: Interrupt) -> Iterator[dict[str, float]]:
             yield metrics
             if ranks.anywhere(interrupt.requested):
                 break
-            run.publish()
+            if done < config.steps:
+                run.publish()
         folder.checkpoint(done, run.save)
         ranks.on_main(lambda: save_model(trainee.model, trainee.tokenizer, config.out / "model"))
     except RESUMABLE:
@@ -203,7 +206,7 @@ class _Run:
     ) -> None:
         config, recipe = self.config, self.recipe
         # Before a server is given weights.
-        ranks.on_main(lambda: refuse_used(config.out, resume=config.resume))
+        ranks.on_main(lambda: refuse_used(config.out, config.to_json(), resume=config.resume))
         env = parts.enter_context(closing(make_env()))
         if not len(env.tasks("train")):
             raise ValueError(
@@ -235,7 +238,7 @@ class _Run:
         done = int(self.folder.state["step"])
         if self.rounds is not None:
             self.rounds.resume(self.config.out, done)
-        self.trainee.publish()
+        self.publish()
         return done
 
     def save(self, place: Path) -> None:

@@ -68,11 +68,9 @@ class RunFolder:
         self.board = _board(self.path / "tensorboard", first)
 
     def _make(self, config: dict[str, Any], resume: bool) -> None:
-        refuse_used(self.path, resume=resume)
+        refuse_used(self.path, config, resume=resume)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            if _is_used(self.path):
-                self._require_same(config)
             (self.path / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         except RunFolderError:
             raise
@@ -81,17 +79,6 @@ class RunFolder:
                 f"cannot write to run folder {self.path}: {error.strerror}; give another --out",
                 error,
             ) from None
-
-    def _require_same(self, config: dict[str, Any]) -> None:
-        """Refuse to go on with a run under another plan; its length may change."""
-        saved = self.path / "config.json"
-        before = json.loads(saved.read_text()) if saved.exists() else config
-        for name in config.keys() | before.keys():
-            if name not in MAY_CHANGE and config.get(name) != before.get(name):
-                raise RunFolderError(
-                    f"run folder {self.path} holds a run with {name}={before.get(name)!r}, and "
-                    f"{name}={config.get(name)!r} was asked for: give the same, or another --out"
-                )
 
     def _open(self, config: dict[str, Any]) -> None:
         records = self.path / "episodes.jsonl"
@@ -182,17 +169,35 @@ class RunFolder:
                 self.board.close()
 
 
-def refuse_used(path: Path, *, resume: bool) -> None:
-    """Refuse a folder that holds a run, unless that is to go on; nothing is written.
+def refuse_used(path: Path, config: dict[str, Any], *, resume: bool) -> None:
+    """Refuse a folder that holds a run, unless that very run is to go on; nothing is written.
+
+    Its length may change, and what is in `MAY_CHANGE`.
 
     Raises:
         RunFolderError: it does.
     """
-    if not resume and _is_used(path):
+    saved = Path(path) / "config.json"
+    if not _is_used(path):
+        return
+    if not resume:
         raise RunFolderError(
             f"run folder {path} holds a run already; pass --resume to go on with it, or "
             "give another --out"
         )
+    before = json.loads(saved.read_text()) if saved.exists() else config
+    for name in config.keys() | before.keys():
+        if not _may_change(name, before.get(name), config.get(name)):
+            raise RunFolderError(
+                f"run folder {path} holds a run with {name}={before.get(name)!r}, and "
+                f"{name}={config.get(name)!r} was asked for: give the same, or another --out"
+            )
+
+
+def _may_change(name: str, before: Any, now: Any) -> bool:
+    """Whether a setting may; a teacher may be served elsewhere, but not be another kind of one."""
+    served = all(str(value).startswith(("http://", "https://")) for value in (before, now))
+    return before == now or name in MAY_CHANGE or (name == "teacher" and served)
 
 
 def _is_used(path: Path) -> bool:

@@ -149,6 +149,8 @@ def _compact(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the row of a run that is kept with the project."""
     kept = ("seed", "rate", "start", "end", "auc", "env_steps", "updates", "metrics", "cpu_s")
     row = {"arm": job.arm.name, **{name: result[name] for name in kept}}
+    if job.arm.then is None:
+        row["rate"] = job.arm.plan.get("learning_rate", row["rate"])
     row["curve"] = [[point["spent"], point["success"]] for point in result["curve"]]
     return row | ({"left_at": result["left_at"]} if "left_at" in result else {})
 

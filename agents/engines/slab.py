@@ -92,7 +92,7 @@ class Slab:
         return slice(span.start, span.stop) if same else torch.tensor(rows, device=self.device)
 
     def _rows(self, slots: Sequence[int]) -> list[int]:
-        """Return a round many: `slots`, then any others, of which the scratch alone is written.
+        """Return a round many: `slots`, then any, of which the scratch alone is written.
 
         Those that follow come first, so that consecutive rows stay so.
         """

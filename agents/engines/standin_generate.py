@@ -158,8 +158,10 @@ def candidates(
     app: StandIn, which: Weights, ids: list[int], output: GenOutput, asked: Mapping[str, Any]
 ) -> list[dict[int, float]]:
     """Return by token the likeliest ones at each position, as the server's mode counts them."""
+    if not asked.get("logprobs"):
+        return [{} for _ in output.token_ids]
     shape = Shape.of({**app.settings.defaults, **asked})
-    scale, k = float(asked.get("temperature", 1.0)) or 1.0, asked.get("logprobs") or 0
+    scale, k = float(asked.get("temperature", 1.0)) or 1.0, asked["logprobs"]
     logits = app.served.logits(which, [*ids, *output.token_ids])[len(ids) - 1 : -1]
     if app.settings.processed:
         rows = [shape.penalised(row, ids, output.token_ids[:i]) for i, row in enumerate(logits)]

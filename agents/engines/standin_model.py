@@ -69,7 +69,9 @@ class Shape:
         """Return `logits` [V] with minus infinity where nothing may be drawn."""
         ordered, ids = logits.sort(descending=True)
         probs = ordered.softmax(-1)
-        out = (probs.cumsum(-1) - probs >= self.top_p) | (probs < self.min_p * probs[0])
+        out = probs < self.min_p * probs[0]
+        if self.top_p < 1:
+            out |= probs.cumsum(-1) - probs >= self.top_p
         if self.top_k > 0:
             out |= torch.arange(len(ids)) >= self.top_k
         return logits.masked_fill(torch.zeros_like(out).scatter(0, ids, out), -math.inf)

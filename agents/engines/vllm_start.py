@@ -3,7 +3,8 @@
 version      in the range that this client was written for
 model        served here, with room for the longest episode
 tokenizer    gives the ids that the trainer's gives
-logprobs     after the temperature (processed), of a distribution that nothing else shapes
+logprobs     after the temperature (processed), of a distribution that nothing else shapes; of two
+             candidates a token at least
 routes       those for weight updates, if weights will be updated; that of `GENERATE`
 """
 
@@ -170,7 +171,12 @@ async def _margins(server: Server, model: str, temperature: float) -> tuple[floa
     """
     request = GenRequest("start", list(PROMPT), Sampling(PROBE_DRAWS, temperature), seed=1)
     body = COMPLETIONS.body(request, model, PROBE_DRAWS, uuid.uuid4().hex, {})
-    answer = await _asked(server.post(COMPLETIONS.path, body | {"logprobs": 2}))
+    try:
+        answer = await _asked(server.post(COMPLETIONS.path, body | {"logprobs": 2}))
+    except ServerRefused as error:
+        if error.status != 400 or "logprobs" not in str(error):
+            raise
+        raise ServerUnfit(f"{error}; start it with --max-logprobs 2 or more") from error
     drawn = output_of(COMPLETIONS, answer, request, PROBE_DRAWS, 0, exact=True)
     rows = [row.values() for row in answer["choices"][0]["logprobs"]["top_logprobs"]]
     scores = await _scores(server, model, drawn.token_ids, topk=2)
