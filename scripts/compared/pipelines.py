@@ -26,11 +26,11 @@ EXPERIMENTS = (
         title="Pipeline: distillation while it helps, then the reward; a clean teacher",
         claim="Is leaving the teacher on success never worse than the best single method?",
         finding="It is level with the best single method, though what it spends on looking costs "
-        "it area under success: it leaves such a teacher at the first look in every seed, "
-        "after a sixth of the budget, with the weights of the start. F2B, which stays, "
-        "loses half its progress and all success. The guard looks at success and "
-        "progress: by success alone, which starts at .07, three of six seeds stayed with "
-        "the teacher for 78 % of the budget.",
+        "it area under success: in every seed it leaves the bridge at its first look, after "
+        "8 % of the budget, and OPD at its first or second, at 18 to 24 %, with the weights "
+        "of the start. F2B, which stays, loses half its progress and all success. The guard "
+        "looks at success and progress: by success alone, which starts at .07, an earlier "
+        "pipeline stayed with the teacher for 78 % of the budget in three of six seeds.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},

@@ -45,14 +45,15 @@ EXPERIMENTS = (
         name="tcod_robust",
         title="TCOD: the three phases, a teacher that knows every way back",
         claim="Does the curriculum help a student whose teacher is never off its support?",
-        finding="Both rise above their start and are not told from each other: with a teacher "
-        "that knows every way back there is nothing for a curriculum to mend. The budget "
-        "is small (44 and 66 updates), and the chosen rate is the lowest of the grid.",
+        finding="F2B ends above OPD, in success and in progress.",
         env=PHASED,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
-        arms=tuple(TCOD_ROBUST[name] for name in ("OPD", "F2B")),
-        pairs=TCOD_PAIRS[:1],
+        arms=(
+            *(TCOD_ROBUST[name] for name in ("OPD", "F2B")),
+            replace(TCOD_ROBUST["OPD"], name="OPD at F2B's rate", rate_of="F2B"),
+        ),
+        pairs=(*TCOD_PAIRS[:1], ("F2B", "OPD at F2B's rate")),
         plan=WIDE,
         budget=48_000,
         rates=GENTLE,
