@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from turnwise.agents.rollout import jobs_for, play
 from turnwise.envs.builtin.corridor import Corridor
-from turnwise.trainers import contest_run
+from turnwise.trainers import contest_models, contest_run
 from turnwise.trainers.comparison import area, best_rate, crossing, paired, thirds, verdict
 from turnwise.trainers.contest import Arm, Experiment, Job, Models, School
 from turnwise.trainers.contest_models import beginning
@@ -193,6 +193,7 @@ def test_what_was_run_is_read_and_what_depends_on_another_setting_is_not(done, m
         replace(job, arm=replace(job.arm, change=uniform, options={"floor": 0.1})),
         replace(job, experiment=replace(SMALL, budget=151)),
         replace(job, split="dev", seed=1),
+        replace(job, experiment=replace(SMALL, models=replace(SMALL.models, recall=0))),
     ):
         assert other.key not in there
     assert replace(job, arm=replace(job.arm, name="another name")).key == job.key
@@ -329,6 +330,19 @@ def test_a_run_that_is_stopped_amid_its_steps_leaves_no_result(done, monkeypatch
     with pytest.raises(KeyboardInterrupt, match="has no result"):
         run(job, done.out)
     assert not (done.out / "results" / f"{job.key}.json").exists()
+
+
+@pytest.mark.parametrize("change", [{"max_tokens": 300}, {"max_new_tokens": 5}, {"recall": 0}])
+def test_who_begins_depends_on_what_an_agent_may_read_and_say(change):
+    other = replace(SMALL, models=replace(SMALL.models, **change))
+    assert contest_models.limits(other) == {**contest_models.limits(SMALL), **change}
+
+
+def test_the_stages_of_a_pipeline_share_a_teacher():
+    second = Arm(name="second", method="opd", teacher="other")
+    arm = Arm(name="first", method="opd", teacher="mini", then=second)
+    with pytest.raises(ValueError, match="two teachers"):
+        arm.to_json()
 
 
 # The page
