@@ -13,10 +13,10 @@ EXPERIMENTS = (
         title="Turn-level credit: progress is paid turn by turn",
         claim="Does credit by the turn beat GRPO's by the trajectory, where turns are paid?",
         finding="All four rise well above their start. HGPO is above GRPO in progress and, "
-        "though not told from it in success, higher in each of six seeds; GiGPO is level with "
-        "GRPO, and turn_rloo level in success and .01 below in progress. So credit by the turn "
-        "alone brings nothing here that can be seen at this size. The chosen rate is the lower "
-        "one of two.",
+        "though not told from it in success, higher in each of six seeds; GiGPO is "
+        "level with GRPO, and turn_rloo level in success and .01 below in progress. So "
+        "credit by the turn alone brings nothing here that can be seen at this size. "
+        "The chosen rate is the lower one of two.",
         env=SLIPPING,
         beginning=BEGINNER,
         arms=CREDIT,

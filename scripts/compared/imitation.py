@@ -48,8 +48,8 @@ EXPERIMENTS = (
         name="dagger_null",
         title="DAgger, null: nothing slips",
         claim="Where the expert never leaves its way, labels elsewhere should not help.",
-        finding="They do not: level with demonstrations over six seeds, in success, progress and "
-        "AUC, as a null should be.",
+        finding="They do not: level with demonstrations over six seeds, in success, progress "
+        "and AUC, as a null should be.",
         env={**SLIPPING, "p_slip": 0.0},
         beginning=SHELTERED,
         arms=arms_of_dagger(2000)[1:],

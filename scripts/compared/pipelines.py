@@ -25,12 +25,13 @@ EXPERIMENTS = (
         name="pipeline_clean",
         title="Pipeline: distillation while it helps, then the reward; a clean teacher",
         claim="Is leaving the teacher on success never worse than the best single method?",
-        finding="It is level with the best single method, though what it spends on looking costs "
-        "it area under success: in every seed it leaves the bridge at its first look, after "
-        "8 % of the budget, and OPD at its first or second, at 18 to 24 %, with the weights "
-        "of the start. F2B, which stays, loses half its progress and all success. The guard "
-        "looks at success and progress: by success alone, which starts at .07, an earlier "
-        "pipeline stayed with the teacher for 78 % of the budget in three of six seeds.",
+        finding="It is level with the best single method, though what it spends on looking "
+        "costs it area under success: in every seed it leaves the bridge at its first "
+        "look, after 8 % of the budget, and OPD at its first or second, at 18 to 24 %, "
+        "with the weights of the start. F2B, which stays, loses half its progress and "
+        "all success. The guard looks at success and progress: by success alone, which "
+        "starts at .07, an earlier pipeline stayed with the teacher for 78 % of the "
+        "budget in three of six seeds.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
@@ -45,10 +46,10 @@ EXPERIMENTS = (
         claim="Does it beat every single method?",
         finding="Five seeds. It is level with F2B alone and with OPD + GRPO, and far above the "
         "reward alone (turn_rloo). It never left such a teacher within the budget, so "
-        "that it is F2B with the reward beside it; that brings nothing that can be seen, "
-        "though it came out higher on both dev seeds (.59 and .78, where F2B had .51 and "
-        ".72). So the pipeline does not beat every single method: it is not worse than "
-        "the best one, with either teacher, and that no single method is.",
+        "that it is F2B with the reward beside it; that brings nothing that can be "
+        "seen, though it came out higher on both dev seeds (.59 and .78, where F2B had "
+        ".51 and .72). So the pipeline does not beat every single method: it is not "
+        "worse than the best one, with either teacher, and that no single method is.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},

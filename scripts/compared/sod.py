@@ -10,12 +10,12 @@ EXPERIMENTS = (
         name="sod_clean",
         title="SOD: tools fail, and the teacher has never seen it",
         claim="Do step-wise weights help where the teacher has no support after failures?",
-        finding="The weights fall where they should (about .4 on the path, .01 in a side branch, "
-        ".08 after a failure), and where they fall is what matters: SOD keeps the "
-        "student's progress, while OPD, OPD + GRPO and the same weights made uniform or "
-        "dealt at random lose more than a third of it. But SOD does not rise above its "
-        "start and is level with GRPO alone: with such a teacher it limits the damage and "
-        "gains nothing. The chosen rate is the lowest of the grid.",
+        finding="The weights fall where they should (about .4 on the path, .01 in a side "
+        "branch, .08 after a failure), and where they fall is what matters: SOD keeps "
+        "the student's progress, while OPD, OPD + GRPO and the same weights made "
+        "uniform or dealt at random lose more than a third of it. But SOD does not rise "
+        "above its start and is level with GRPO alone: with such a teacher it limits "
+        "the damage and gains nothing. The chosen rate is the lowest of the grid.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
@@ -28,8 +28,8 @@ EXPERIMENTS = (
         name="sod_robust",
         title="SOD reversed: the teacher knows the failures",
         claim="Do the weights hurt where the teacher is right after failures, too?",
-        finding="Both rise well above their start. OPD + GRPO ends higher than SOD in five of six "
-        "seeds, all but told from it (the interval of success ends at .00): with a "
+        finding="Both rise well above their start. OPD + GRPO ends higher than SOD in five of "
+        "six seeds, all but told from it (the interval of success ends at .00): with a "
         "teacher that is right after failures, too, weights of about .4 there hold back "
         "what is worth learning. So SOD's weights pay for themselves where the teacher "
         "has no support, and cost something where it has. The chosen rate is the lower "

@@ -7,8 +7,9 @@
 A student that has erred early spends the rest of a long episode where its teacher knows nothing. It
 is not let that far before it has learnt the turns before. Two controls tell whether the order of
 depths matters, or only that episodes are short: `curriculum=constant_cut(turns)`, and opd with
-`max_turns` close to what the task takes. Where we measured (docs/results.md) F2B was not told from
-OPD, whether the teacher knew the ways back or not, and such a limit taught far more than either.
+`max_turns` close to what the task takes. Where we measured (docs/results.md) F2B ended above OPD
+where the teacher knew the ways back, and was not told from it where the teacher did not; there such
+a limit taught far more than either.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ def tcod_f2b(
         source="arXiv:2604.24005 eq. 3-4; ALFWorld's settings in kokolerk/TCOD",
         status="Reverse KL as in the code, not KL(T || pi) as in the paper; one row per episode, "
         "none from older steps; the clip of the log-ratio is ours. Measured (docs/results.md, 12 "
-        "stages, a teacher that knows no way back): not told from OPD, and below OPD with a turn "
-        "limit just above the expert's length, which is what to try first.",
+        "stages): above OPD with a teacher that knows the ways back; with one that does not, not "
+        "told from it, and below OPD with a turn limit just above the expert's length, which is "
+        "what to try first.",
         curriculum=f2b(pace, most, start),
     )
 
