@@ -44,12 +44,17 @@ EXPERIMENTS = (
         name="pipeline_robust",
         title="Pipeline with a teacher that knows the failures",
         claim="Does it beat every single method?",
-        finding="Five seeds. It is level with F2B alone and with OPD + GRPO, and far above the "
-        "reward alone (turn_rloo). It never left such a teacher within the budget, so "
-        "that it is F2B with the reward beside it; that brings nothing that can be "
-        "seen, though it came out higher on both dev seeds (.59 and .78, where F2B had "
-        ".51 and .72). So the pipeline does not beat every single method: it is not "
-        "worse than the best one, with either teacher, and that no single method is.",
+        finding="It does, by .68 to .81 of success, in each of six seeds. What does it is the "
+        "bridge: within a quarter of the budget it takes the student to .72 to .88 of "
+        "its tasks. There the teacher acts and hardly fails, while a student that acts "
+        "itself spends a third of its turns off the path; and what was shown once is "
+        "learnt from often (570 updates in place of about 100), which the others' own "
+        "attempts do not allow. Which of the two counts was not taken apart. Alone to "
+        "the end of the budget the bridge went further still, so that its guard, which "
+        "left it after 28 to 65 %, is too impatient for it here. With 144,000 steps, "
+        "five seeds and other rates, F2B had come to .71, OPD + GRPO to .64 and "
+        "turn_rloo to .29: all still below. The bridge's own rate (3e-3) and its rounds "
+        "come of a look at one dev seed.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
