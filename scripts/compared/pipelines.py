@@ -50,11 +50,11 @@ EXPERIMENTS = (
         "itself spends a third of its turns off the path; and what was shown once is "
         "learnt from often (570 updates in place of about 100), which the others' own "
         "attempts do not allow. Which of the two counts was not taken apart. Alone to "
-        "the end of the budget the bridge went further still, so that its guard, which "
-        "left it after 28 to 65 %, is too impatient for it here. With 144,000 steps, "
-        "five seeds and other rates, F2B had come to .71, OPD + GRPO to .64 and "
-        "turn_rloo to .29: all still below. The bridge's own rate (3e-3) and its rounds "
-        "come of a look at one dev seed.",
+        "the end of the budget the bridge came to .99 and .75 on the two seeds that "
+        "were run, where the pipeline came to .94. With 144,000 steps, five seeds and "
+        "other rates, F2B had come to .71, OPD + GRPO to .64 and turn_rloo to .29: all "
+        "still below. The bridge's own rate (3e-3) and its rounds come of a look at one "
+        "dev seed.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
