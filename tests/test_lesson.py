@@ -31,7 +31,8 @@ torch.set_num_threads(1)
 
 
 def lesson(out, name, options="{}", **more) -> Lesson:
-    method = replace(SHORT, recipe=name, recipe_options=options)
+    # Teachers of two steps of imitation hardly end what they say.
+    method = replace(SHORT, recipe=name, recipe_options=options, max_failed=1.0)
     usual = {"student_sft": BRIEF, "teacher_sft": BRIEF, "train": method, "test_tasks": 4}
     return Lesson(out=out, **{"teacher_rl": replace(SHORT, steps=1), **usual, **more})
 
