@@ -32,18 +32,24 @@ TINY = {"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "f
 USUAL = {"tasks_per_step": 3, "group_size": 4, "max_new_tokens": 3, "max_tokens": 96, "steps": 3}
 USUAL |= {"learning_rate": 2e-3, "warmup_steps": 1, "checkpoint_every": 1, "micro_tokens": 120}
 PLAIN = {"env": "ranked:Mortal", "model": "model"}
+LOPSIDED = {"env": "ranked:Lopsided", "model": "model"}
+PACED = {**PLAIN, "pipeline_depth": 1}
 ALL_ON = {"precision": "bf16", "checkpoint_activations": True, "correct_mismatch": True}
 ADAPTERS = {"learning_rate": 1e-3, "lora_rank": 2}
 RUNS = {
     "plain": PLAIN,
     "sod": {**PLAIN, "recipe": "sod", "teacher": "teacher"},
     "kl": {**PLAIN, "recipe": "gkd", "teacher": "teacher", "steps": 2},
-    "dropped": {"env": "ranked:Lopsided", "model": "model", "recipe": "dapo", "tasks_per_step": 4},
-    "one_group": {"env": "ranked:Lopsided", "model": "model", "tasks_per_step": 1, "group_size": 8},
+    "dropped": {**LOPSIDED, "recipe": "dapo", "tasks_per_step": 4},
+    "one_group": {**LOPSIDED, "tasks_per_step": 1, "group_size": 8},
     "adapters": {**PLAIN, **ADAPTERS, "steps": 2},
     "dagger": {**PLAIN, "recipe": "dagger", "steps": 2},
     "all_on": {**PLAIN, **ALL_ON, "steps": 2},
     **dict.fromkeys(("longer", "killed", "from_one", "from_shards", "from_two"), PLAIN),
+    **dict.fromkeys(("paced", "paced_longer", "paced_killed", "paced_from_one"), PACED),
+    "paced_deep": {**LOPSIDED, "recipe": "dapo", "tasks_per_step": 4, "pipeline_depth": 2},
+    "paced_b2f": {**PACED, "recipe": "tcod_b2f", "teacher": "teacher", "steps": 2},
+    "paced_hangs": {**PACED, "env": "ranked:Hanging", "stall_timeout_s": 2.0, "max_failed": 1.0},
 }
 """Name to settings; with `-shard` behind it, the weights are split where there are several."""
 
@@ -66,6 +72,15 @@ class Lopsided(Walks):
     def respond(self, action):
         answer = super().respond(action)
         return answer if self.task.index % 2 == 0 else replace(answer, reward=0.0)
+
+
+class Hanging(Walks):
+    """Walks in which rank 1 never comes back from the second group of the second step."""
+
+    def respond(self, action):
+        if self.task.index == 4 and os.environ.get("RANK") == "1":
+            time.sleep(600)
+        return super().respond(action)
 
 
 def models(folder: Path) -> None:

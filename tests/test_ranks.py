@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = Path(__file__).parent
 ENV = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
 ALIKE = ["plain", "plain-shard", "sod", "kl-shard", "dropped", "one_group", "one_group-shard"]
-ALIKE += ["adapters-shard", "dagger"]
+ALIKE += ["adapters-shard", "dagger", "paced", "paced-shard", "paced_deep", "paced_b2f"]
 RUNS = dict.fromkeys(name.partition("-")[0] for name in ALIKE)
 NUMBERS = ("loss", "grad_norm", "entropy", "approx_kl", "nll", "teacher_drift", "reward", "turns")
 NUMBERS += ("success", "lost", "tied_groups", "kept_groups", "trained_tokens", "learning_rate")
@@ -43,8 +43,12 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(home):
-    """`turnwise train --processes 2` of which rank 1 is killed in its third step."""
-    wanted = ranked.settings(home / "two", "killed")
+    """`turnwise train --processes 2` of which rank 1 is killed at the tasks of the third step."""
+    return {name: is_killed(home / "two", name) for name in ("killed", "paced_killed")}
+
+
+def is_killed(folder, name):
+    wanted = ranked.settings(folder, name)
     flags = [
         f"--{key.replace('_', '-')}={value}" for key, value in wanted.items() if key != "shard"
     ]
@@ -58,6 +62,7 @@ def one(home):
     """The metrics of every run, made by one process."""
     return {name: ranked.go(home / "one", name) for name in (*RUNS, "all_on")} | {
         "longer": ranked.go(home / "one", "longer", steps=4),
+        "paced_longer": ranked.go(home / "one", "paced_longer", steps=4),
         "gradients": ranked.gradients(home / "one"),
     }
 
@@ -67,7 +72,9 @@ def two(home, one, killed):
     """The same by two processes, which also go on with what others have begun."""
     for name in ("from_one", "from_one-shard"):
         shutil.copytree(home / "one" / "plain", home / "two" / name)
+    shutil.copytree(home / "one" / "paced", home / "two" / "paced_from_one")
     names = [*ALIKE, "all_on-shard", "killed+3", "from_one+4", "from_one-shard+4"]
+    names += ["paced_killed+3", "paced_from_one+4", "paced_hangs"]
     command = [sys.executable, str(HERE / "ranked.py"), str(home / "two"), *names]
     code, line = launch(command, 2, logs=home / "logs", env=ENV)
     assert (code, line) == (0, ""), (home / "logs" / "rank-1.log").read_text()[-2000:]
@@ -88,11 +95,12 @@ def weights(out):
 
 
 def test_a_killed_rank_ends_the_run_with_one_line_that_names_it(home, killed):
-    assert killed.returncode == 4
-    lines = killed.stderr.strip().splitlines()
-    assert lines[-1].startswith("turnwise train: rank 1: was killed by SIGKILL")
-    assert "--resume" in lines[-1] and "Traceback" not in killed.stderr
-    assert sum("rank " in line for line in lines) == 1
+    for child in killed.values():
+        assert child.returncode == 4
+        lines = child.stderr.strip().splitlines()
+        assert lines[-1].startswith("turnwise train: rank 1: was killed by SIGKILL")
+        assert "--resume" in lines[-1] and "Traceback" not in child.stderr
+        assert sum("rank " in line for line in lines) == 1
     checkpoints = home / "two" / "killed" / "checkpoints"
     assert sorted(path.name for path in checkpoints.glob("step-*")) == [
         "step-000001",
@@ -210,17 +218,18 @@ def test_with_all_options_on_the_gap_to_the_engine_is_bounded_and_seen(one, two)
 # Going on
 
 
-def test_a_killed_run_goes_on_to_what_it_would_have_been(home, two):
-    assert [row["step"] for row in two["killed+3"]] == [3]
-    killed, whole = home / "two" / "killed", home / "two" / "plain"
+@pytest.mark.parametrize(("name", "undisturbed"), [("killed", "plain"), ("paced_killed", "paced")])
+def test_a_killed_run_goes_on_to_what_it_would_have_been(home, two, name, undisturbed):
+    assert two[f"{name}+3"][-1]["step"] == 3 and len(two[f"{name}+3"]) < 3
+    killed, whole = home / "two" / name, home / "two" / undisturbed
     assert ranked.sampled(killed) == ranked.sampled(whole)
     ours, theirs = weights(killed), weights(whole)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-@pytest.mark.parametrize("name", ["from_one+4", "from_one-shard+4"])
+@pytest.mark.parametrize("name", ["from_one+4", "from_one-shard+4", "paced_from_one+4"])
 def test_two_processes_go_on_with_the_checkpoint_of_one(one, two, name):
-    mine, names = numbers(one["longer"][3:])
+    mine, names = numbers(one["paced_longer" if name.startswith("paced") else "longer"][3:])
     theirs, _ = numbers(two[name])
     np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-5, err_msg=str(names))
 
@@ -234,6 +243,24 @@ def test_one_process_goes_on_with_the_checkpoint_of_two(home, one, two, begun, n
     np.testing.assert_allclose(theirs, mine, rtol=1e-4, atol=1e-5, err_msg=str(names))
     shards = home / "two" / begun / "checkpoints" / "step-000003" / "shards"
     assert shards.exists() == (begun == "plain-shard")
+
+
+# Playing while learning
+
+
+def test_a_rank_that_hangs_in_a_call_loses_its_part_of_one_batch_and_all_go_on(home, two):
+    rows = two["paced_hangs"]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["lost"] for row in rows] == [0, pytest.approx(1 / 3), 0]
+    assert [row["max_staleness"] for row in rows] == [0, 2, 2]
+    found = [e for e in ranked.sampled(home / "two" / "paced_hangs") if e[0].startswith("s1-")]
+    assert [len(episode) > 2 for episode in found] == [n // 4 != 1 for n in range(12)]
+
+
+def test_batches_in_flight_are_shared_out_as_those_of_a_step_are(two):
+    for name in ("paced", "paced-shard", "paced_deep"):
+        found = [row["max_staleness"] for row in two[name]]
+        assert found == [0, 2, 2 if name != "paced_deep" else 4], name
 
 
 # Shares

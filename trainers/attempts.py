@@ -16,6 +16,7 @@ from turnwise.envs.types import Episode, Group, Task
 from turnwise.trainers import ranks
 from turnwise.trainers.coach import Coach, own_attempts
 from turnwise.trainers.config import TrainConfig
+from turnwise.trainers.frontier import InFlight, write_tickets
 from turnwise.trainers.prompts import Prompts
 from turnwise.trainers.recipe import Recipe, every_group
 
@@ -79,32 +80,40 @@ class Attempts:
         A recipe that keeps every group plays one round. Another plays up to `ROUNDS`, each with
         tasks of its own.
         """
-        config, keep = self.config, self.recipe.keep_group
-        rounds = 1 if keep is every_group else ROUNDS
+        config = self.config
+        rounds = 1 if self.recipe.keep_group is every_group else ROUNDS
         groups: list[Group] = []
         for again in range(rounds):
             first = config.first_task + (step * rounds + again) * config.tasks_per_step
             groups += self._round(first, f"s{step}-" if rounds == 1 else f"s{step}r{again}-")
-            kept = sum(bool(g.trainable) and keep(g) for g in map(own_attempts, groups))
-            if kept >= config.tasks_per_step:
+            if self._enough(groups):
                 break
         return groups
+
+    def _enough(self, groups: Sequence[Group]) -> bool:
+        """Whether no further round is to be played."""
+        keep = self.recipe.keep_group
+        kept = sum(bool(g.trainable) and keep(g) for g in map(own_attempts, groups))
+        return kept >= self.config.tasks_per_step
 
     def _round(self, first: int, prefix: str) -> list[Group]:
         """Play one group per task, in the order of the tasks."""
         config = self.config
         indices = self.prompts.choose(first, config.tasks_per_step)
         chosen = [self.prompts.tasks[index] for index in indices]
-        jobs = jobs_for(
-            chosen, config.group_size, run_seed=config.seed, split="train", prefix=prefix
+        jobs = self._placed(
+            jobs_for(chosen, config.group_size, run_seed=config.seed, split="train", prefix=prefix)
         )
-        jobs = jobs if self.coach is None else self.coach.jobs(jobs)
-        groups = grouped(chosen, jobs, self._episodes(chosen, jobs))
+        groups = grouped(chosen, jobs, self._episodes(jobs))
         self.prompts.note(indices, [own_attempts(group) for group in groups])
         return groups
 
-    def _episodes(self, chosen: Sequence[Task], jobs: Sequence[Job]) -> Iterable[Episode]:
-        """Play the attempts at the tasks of a round."""
+    def _placed(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Return `jobs` with where they begin and end."""
+        return jobs if self.coach is None else self.coach.jobs(jobs)
+
+    def _episodes(self, jobs: Sequence[Job]) -> Iterable[Episode]:
+        """Play the attempts of a round."""
         watchdog = Watchdog()
         with watchdog.beside():
             yield from ranks.share_out(
@@ -133,11 +142,16 @@ class Attempts:
         if self.coach is not None:
             self.coach.note(metrics)
 
-    def save(self, folder: Path) -> None:
-        """Write what a resumed run needs."""
+    def in_flight(self) -> Sequence[InFlight]:
+        """Return the batches that are in flight; all processes call this alike."""
+        return ()
+
+    def save(self, folder: Path, in_flight: Sequence[InFlight] = ()) -> None:
+        """Write what a resumed run needs, with what `in_flight` gave."""
         self.prompts.save(folder)
         if self.coach is not None:
             self.coach.save(folder)
+        write_tickets(folder, in_flight)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""

@@ -168,11 +168,6 @@ class TrainConfig:
         for name in ("max_failed", "decay_from", "prompt_replay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
-        if self.pipeline_depth and self.processes > 1:
-            raise ValueError(
-                f"pipeline_depth {self.pipeline_depth} overlaps batches within one process, got "
-                f"processes {self.processes}: leave one of them at its default"
-            )
         if self.has_servers and self.pipeline_depth > len(addresses_in(self.engine)):
             raise ValueError(
                 f"pipeline_depth {self.pipeline_depth} plays so many batches at once, each under "
@@ -230,11 +225,11 @@ class TrainConfig:
                 f"ray_address is HOST:PORT of the cluster's head, got {self.ray_address!r}: start "
                 "the run on a node of the cluster"
             )
-        if self.ray and (self.processes, self.pipeline_depth) != (1, 0):
+        if self.ray and self.pipeline_depth > self.ray_workers:
             raise ValueError(
-                "workers of Ray play for one learner that plays and learns by turns: leave "
-                "processes and pipeline_depth at their defaults, or ray out; got "
-                f"{self.processes} and {self.pipeline_depth}"
+                f"pipeline_depth {self.pipeline_depth} plays so many batches at once, each with "
+                f"workers of its own, and ray_workers is {self.ray_workers}: set it to at least "
+                f"{self.pipeline_depth}, or lower pipeline_depth"
             )
 
     def worker_resources(self) -> dict[str, float]:

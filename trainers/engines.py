@@ -91,9 +91,13 @@ def player_for(config: TrainConfig, model: nn.Module, tokenizer: Any, number: in
         As `sampler_for`.
     """
     if not config.has_servers:
-        return _embedded(config, model)
-    own = addresses_in(config.engine)[number :: config.pipeline_depth]
-    return _remote(config, model, tokenizer, own, f"served-{number}")
+        return _embedded(config, model, slots=int(config.ray))  # workers of Ray play in its place
+    return _remote(config, model, tokenizer, servers_of(config, number), f"served-{number}")
+
+
+def servers_of(config: TrainConfig, number: int) -> list[str]:
+    """Return the servers that one of the batches in flight has to itself."""
+    return addresses_in(config.engine)[number :: max(config.pipeline_depth, 1)]
 
 
 def _embedded(config: TrainConfig, model: nn.Module, slots: int = 0) -> Sampler:

@@ -13,10 +13,9 @@ its numbers then come out equal to the last bit, which a smaller batch of reques
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,51 +36,35 @@ class Ticket:
     """From a checkpoint, until the player has them."""
     state: Path | None = None
     """The folder of a checkpoint that says from where it is played."""
-    accepted: bool = False
-    """It is being learnt from: what it lost stays lost."""
 
 
-class InFlight(Protocol):
-    """A batch as it is saved; `turnwise.trainers.pacing.Batch` is one."""
+@dataclass(frozen=True)
+class InFlight:
+    """A batch as it is saved."""
 
     ticket: Ticket
-
-    @property
-    def played(self) -> bool:
-        """Whether all of it is over."""
-
-    def weights(self) -> dict[str, Tensor]:
-        """Those it is played with, where it is not all over."""
-
-    def save_state(self, folder: Path) -> None:
-        """Write from where it is played."""
+    kept: Sequence[Episode]
+    """What goes on as it is, of all processes."""
+    weights: dict[str, Tensor] | None
+    """Those that the rest is to be played with; None where there is no rest."""
+    save_state: Callable[[Path], None]
+    """Writes from where it is played."""
 
 
-def write_tickets(
-    folder: Path, batches: Sequence[InFlight], *, fast: bool, taken: int | None = None
-) -> None:
-    """Write the batches in flight below `folder`.
-
-    Args:
-        fast: play again what is half over.
-        taken: the step that was taken and perhaps not accepted: what it lost is played again.
-    """
+def write_tickets(folder: Path, batches: Sequence[InFlight]) -> None:
+    """Write the batches in flight below `folder`."""
     for batch in batches:
-        ticket, played = batch.ticket, batch.played  # before its episodes: a rollout goes on
-        refused = ticket.step == taken and not ticket.accepted
-        kept = [e for e in list(ticket.kept.values()) if not refused or e.outcome.trainable]
-        if fast and (refused or not played):
-            kept = []
+        ticket = batch.ticket
         place = folder / "frontier" / f"{ticket.step:06d}"
         place.mkdir(parents=True)
         batch.save_state(place)
         (place / "ticket.json").write_text(
             json.dumps({"step": ticket.step, "version": ticket.version})
         )
-        lines = [canonical_json(episode_to_json(episode)) + "\n" for episode in kept]
+        lines = [canonical_json(episode_to_json(episode)) + "\n" for episode in batch.kept]
         (place / "episodes.jsonl").write_text("".join(lines), encoding="utf-8")
-        if refused or not played:
-            torch.save(batch.weights(), place / "weights.pt")
+        if batch.weights is not None:
+            torch.save(batch.weights, place / "weights.pt")
 
 
 def read_tickets(folder: Path) -> list[Ticket]:

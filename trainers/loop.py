@@ -40,7 +40,6 @@ from turnwise.trainers.off_policy import for_depth, staleness
 from turnwise.trainers.pacing import paced
 from turnwise.trainers.precision import PRECISIONS
 from turnwise.trainers.ray_cluster import ClusterLost
-from turnwise.trainers.ray_rollouts import over_ray
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe as recipe_named
 from turnwise.trainers.run_folder import RunFolder, refuse_used
@@ -218,7 +217,7 @@ class _Run:
             trainee.learner.keep_reference()
         self.tutor = _closed_with(parts, _tutor(config, recipe, trainee))
         attempts = Attempts(config, recipe, make_env, env, trainee.policy)
-        self.attempts = _closed_with(parts, over_ray(paced(attempts, trainee), trainee))
+        self.attempts = _closed_with(parts, paced(attempts, trainee))
         self.rounds = _closed_with(
             parts, Rounds.of(config, trainee, make_env, env, recipe, self.tutor)
         )
@@ -243,11 +242,12 @@ class _Run:
 
     def save(self, place: Path) -> None:
         """Write a checkpoint."""
+        in_flight = self.attempts.in_flight()  # all ranks talk; then rank 0 alone may fail
         self.trainee.learner.save(place)
         if not ranks.is_main():
             return
         (place / "alarms.json").write_text(json.dumps(self.alarms.state_dict()))
-        self.attempts.save(place)
+        self.attempts.save(place, in_flight)
         if self.tutor is not None:
             self.tutor.save(place)
 

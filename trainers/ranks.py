@@ -11,6 +11,7 @@ import contextlib
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -26,6 +27,10 @@ RENDEZVOUS = "TURNWISE_RENDEZVOUS"
 """Environment variable: where the processes of a local run meet, a URL of torch.distributed."""
 _SIGNS = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "NCCL")
 """What the errors of a collective speak of when another process is gone."""
+
+
+_LINE: ContextVar[dist.ProcessGroup | None] = ContextVar("line", default=None)
+"""Over which a thread talks to its like in the other processes; None is the line of the run."""
 
 
 class RankFailed(RuntimeError):
@@ -113,13 +118,35 @@ def named() -> Iterator[None]:
         raise
 
 
+def new_line(timeout_s: float) -> dist.ProcessGroup | None:
+    """Return a further line, for one thread of each process at a time; all call this alike.
+
+    Args:
+        timeout_s: how long a rank waits for the others there.
+    """
+    if count() == 1:
+        return None
+    with named():
+        return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+
+
+@contextlib.contextmanager
+def on_line(line: dist.ProcessGroup | None) -> Iterator[None]:
+    """Talk over `line`, on this thread: the order of calls must be the same in each process."""
+    before = _LINE.set(line)
+    try:
+        yield
+    finally:
+        _LINE.reset(before)
+
+
 def gather(value: T) -> list[T]:
     """Return what every rank gave, by rank; on all of them."""
     if count() == 1:
         return [value]
     found: list[Any] = [None] * count()
     with named():
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=_LINE.get())
     return found
 
 
@@ -129,7 +156,7 @@ def tell(value: T) -> T:
         return value
     box: list[Any] = [value]
     with named():
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=_LINE.get())
     return box[0]
 
 

@@ -9,27 +9,20 @@ A worker is started in place of each that was lost.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from turnwise.agents.engines.base import EngineError
-from turnwise.agents.engines.functional import base_model
 from turnwise.agents.faults import MOST, in_one_line, log
 from turnwise.agents.jobs import Job
-from turnwise.agents.watchdog import given_up
-from turnwise.envs.types import Episode, Task
-from turnwise.trainers.attempts import Attempts
+from turnwise.agents.watchdog import Watchdog, given_up
+from turnwise.envs.types import Episode
 from turnwise.trainers.config import TrainConfig
-from turnwise.trainers.engines import key_of_servers
 from turnwise.trainers.ray_cluster import Cluster, ClusterLost, actor_options
-from turnwise.trainers.ray_worker import Kit, OnServers, Opens, OwnReplica, RolloutWorker
-
-if TYPE_CHECKING:
-    from turnwise.trainers.loop import Trainee
+from turnwise.trainers.ray_worker import Kit, RolloutWorker
 
 TRIES = 3
 """Workers that a group may cost. Then its attempts are lost to the machine, and masked."""
@@ -111,13 +104,13 @@ class RayRollouts:
     """The workers of a run.
 
     Args:
-        attempts: how a batch is played, and with what environments.
-        trainee: whose weights it is played with.
-        cluster: where; it is left when this is closed.
+        kit: what each is made of.
+        cluster: where they are.
+        count: how many there are.
     """
 
-    def __init__(self, attempts: Attempts, trainee: Trainee, cluster: Cluster) -> None:
-        self.config, self.trainee, self.cluster = attempts.config, trainee, cluster
+    def __init__(self, config: TrainConfig, kit: Kit, cluster: Cluster, count: int) -> None:
+        self.config, self.cluster, self.count = config, cluster, count
         self.ray = cluster.ray
         options = actor_options(self.config.worker_resources())
         # Whoever asks how it is does not wait until it has played.
@@ -129,7 +122,8 @@ class RayRollouts:
             **options,
         )
         with cluster.named():
-            self.kit = self.ray.put(kit_of(attempts, trainee))
+            self.kit = self.ray.put(kit)
+        self.brought: tuple[Any, int] = (None, -1)
         self.version, self.weights = -1, None
         self.started = self.failed = 0
         self.none_since: float | None = time.monotonic()
@@ -139,24 +133,39 @@ class RayRollouts:
 
     def _fill(self) -> None:
         """Start as many workers as are missing."""
-        while len(self.workers) < self.config.ray_workers:
+        while len(self.workers) < self.count:
             self.started += 1
             actor = self.make_actor.remote(self.kit)
             self.workers.append(Worker(self.started, actor, actor.opened.remote()))
 
-    def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
+    def bring(self, weights: Any, version: int) -> None:
+        """Have workers play what comes under these weights.
+
+        Args:
+            weights: a state dict, which stays as it is until all is played; or, where servers
+                sample, what these hold.
+        """
+        self.brought = weights, version
+
+    def play(self, jobs: Sequence[Job], watchdog: Watchdog) -> Iterator[Episode]:
         """Play every job and yield the episodes of a group when all of them are over.
+
+        Args:
+            watchdog: hears that this goes on; stops it.
 
         Raises:
             ClusterLost: no worker can be had, or the head of the cluster is gone.
+            RolloutStopped: nobody waits for it any more.
             Whatever the policy raises.
         """
         round = Round(jobs)
         with self.cluster.named():
             while not self.cluster.answers(self._patience):
+                watchdog.beat()
                 time.sleep(LOOK_S)
             self._renew()
             while round.left:
+                watchdog.beat()
                 self._hand_out(round)
                 for worker in self._heard():
                     self._hear(worker, round)
@@ -170,16 +179,12 @@ class RayRollouts:
         return min(HEAD_S, self.config.ray_timeout_s)
 
     def _renew(self) -> None:
-        """Put the learner's weights where workers fetch them, once per version.
-
-        Servers have them already; their workers are told which ones, and the model's name there.
-        """
-        version = self.trainee.learner.updates
-        if self.config.has_servers:
-            self.weights = cast(Any, self.trainee.engine).held()
+        """Put weights where workers fetch them, once per version; what servers hold is said."""
+        weights, version = self.brought
+        if not isinstance(weights, Mapping):
+            self.weights = weights
         elif version != self.version:
-            state = base_model(self.trainee.learner.model).state_dict()
-            self.weights = self.ray.put({name: w.detach().cpu() for name, w in state.items()})
+            self.weights = self.ray.put({name: w.detach().cpu() for name, w in weights.items()})
         self.version = version
 
     def _hand_out(self, round: Round) -> None:
@@ -230,7 +235,7 @@ class RayRollouts:
         """Have what it was asked for played elsewhere; another is started at the next look."""
         self.cluster.end(worker.actor)
         self.failed += worker.opening is not None
-        if self.failed >= TRIES * self.config.ray_workers:
+        if self.failed >= TRIES * self.count:
             raise ClusterLost(
                 f"no worker can be started on the Ray cluster at {self.cluster.address}: {why}"
             )
@@ -251,7 +256,7 @@ class RayRollouts:
         patience = self.config.ray_timeout_s
         if self.none_since is not None and now - self.none_since > patience:
             raise ClusterLost(
-                f"no worker was placed within {patience:g} s: each of {self.config.ray_workers} "
+                f"no worker was placed within {patience:g} s: each of {self.count} "
                 f"asks for {self.config.worker_resources()}, and {self.cluster.offers()}; add "
                 "nodes, or lower ray_worker_resources"
             )
@@ -276,78 +281,10 @@ class RayRollouts:
         return where if seconds > patience else ""
 
     def close(self) -> None:
-        """End the workers and leave the cluster. Safe to call twice."""
+        """End the workers. Safe to call twice."""
         for worker in self.workers:
             self.cluster.end(worker.actor)
-        self.workers, self.kit, self.weights = [], None, None
-        self.cluster.close()
-
-
-class OverRay(Attempts):
-    """Attempts that are played on the workers of a cluster."""
-
-    def __init__(self, attempts: Attempts, trainee: Trainee) -> None:
-        self.take_over(attempts)
-        cluster = Cluster(attempts.config)
-        try:
-            self.rollouts = RayRollouts(attempts, trainee, cluster)
-        except BaseException:
-            cluster.close()
-            raise
-
-    def _episodes(self, chosen: Sequence[Task], jobs: Sequence[Job]) -> Iterable[Episode]:
-        return self.rollouts.play(jobs)
-
-    def close(self) -> None:
-        """End the workers and leave the cluster."""
-        self.rollouts.close()
-
-
-def kit_of(attempts: Attempts, trainee: Trainee) -> Kit:
-    """Return what a worker of the run is made of."""
-    config = attempts.config
-    groups = -(-config.tasks_per_step // config.ray_workers)
-    settings = replace(attempts.settings, concurrency=groups * config.group_size)
-    return Kit(
-        make_env=attempts.make_env,
-        engine=_engine_of(config, trainee, settings.concurrency),
-        tokenizer=trainee.tokenizer,
-        temperature=trainee.policy.temperature,
-        max_new_tokens=trainee.policy.sampling.max_tokens,
-        settings=settings,
-        threads=config.threads,
-    )
-
-
-def _engine_of(config: TrainConfig, trainee: Trainee, slots: int) -> Opens:
-    if config.has_servers:
-        return OnServers(config, trainee.tokenizer, key_of_servers())
-    model = copy.deepcopy(base_model(trainee.learner.model)).requires_grad_(False).cpu()
-    return OwnReplica(model, slots, trainee.engine.max_len)
-
-
-def over_ray(attempts: Attempts, trainee: Trainee) -> Attempts:
-    """Return `attempts`, played on a Ray cluster if the config says so.
-
-    Raises:
-        ValueError: the run has several processes, or its recipe plays rounds with a teacher.
-        MissingExtra: Ray is not installed.
-        ClusterLost: the cluster does not answer.
-    """
-    config: TrainConfig = attempts.config
-    if not config.ray:
-        return attempts
-    if (processes := trainee.learner.accelerator.num_processes) > 1:
-        raise ValueError(
-            f"workers of Ray play for one learner, and {processes} processes were launched; launch "
-            "one, or leave ray out"
-        )
-    if attempts.recipe.imitation is not None:
-        raise ValueError(
-            f"recipe {attempts.recipe.name!r} plays rounds with a teacher that is here: leave ray "
-            "out, or take a recipe that learns from the student's own attempts alone"
-        )
-    return OverRay(attempts, trainee)
+        self.workers, self.kit, self.weights, self.brought = [], None, None, (None, -1)
 
 
 def _last_line(error: Exception) -> str:

@@ -25,7 +25,7 @@ from turnwise.agents.rollout import Settings, play
 from turnwise.agents.watchdog import Watchdog
 from turnwise.envs.base import Env
 from turnwise.envs.types import Episode
-from turnwise.trainers.config import TrainConfig, addresses_in
+from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.engines import connected
 
 FETCH_S = 600.0
@@ -71,13 +71,14 @@ class OnServers:
 
     config: TrainConfig
     tokenizer: Any
+    servers: Sequence[str]
+    """Their addresses."""
     key: str
     """Of the servers; the learner's, since a node need not know it."""
 
     def open(self) -> Engine:
         """Return an engine that is connected to all of them."""
-        servers = addresses_in(self.config.engine)
-        return connected(self.config, self.tokenizer, servers, self.key)
+        return connected(self.config, self.tokenizer, self.servers, self.key)
 
     def give(self, engine: Any, weights: Any, version: int) -> None:
         """Ask for what the learner has brought there, as its engine's `held` says."""
