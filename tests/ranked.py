@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from toys import Walks
 
@@ -49,6 +50,7 @@ RUNS = {
     **dict.fromkeys(("paced", "paced_longer", "paced_killed", "paced_from_one"), PACED),
     "paced_deep": {**LOPSIDED, "recipe": "dapo", "tasks_per_step": 4, "pipeline_depth": 2},
     "paced_b2f": {**PACED, "recipe": "tcod_b2f", "teacher": "teacher", "steps": 2},
+    "paced_slow": {**PACED, "env": "ranked:Threaded", "steps": 2},
     "paced_hangs": {**PACED, "env": "ranked:Hanging", "stall_timeout_s": 2.0, "max_failed": 1.0},
 }
 """Name to settings; with `-shard` behind it, the weights are split where there are several."""
@@ -72,6 +74,12 @@ class Lopsided(Walks):
     def respond(self, action):
         answer = super().respond(action)
         return answer if self.task.index % 2 == 0 else replace(answer, reward=0.0)
+
+
+class Threaded(Walks):
+    """Walks on a thread: what is over is kept where others of its batch are not."""
+
+    fast = False
 
 
 class Hanging(Walks):
@@ -107,7 +115,19 @@ def _options(home: Path) -> dict:
 
 def go(folder: Path, name: str, **more) -> list[dict]:
     """Make a run and return its metrics by step."""
-    return list(train(TrainConfig(**settings(folder, name, **more))))
+    config = TrainConfig(**settings(folder, name, **more))
+    with pytest.MonkeyPatch.context() as patch:
+        if config.env == "ranked:Threaded":  # the next batch is over before one is learnt from
+            patch.setattr(Learner, "improve", _slowly(Learner.improve))
+        return list(train(config))
+
+
+def _slowly(improve):
+    def later(*args):
+        time.sleep(3.0)
+        return improve(*args)
+
+    return later
 
 
 def sampled(out: Path) -> list[tuple]:

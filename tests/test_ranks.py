@@ -74,7 +74,7 @@ def two(home, one, killed):
         shutil.copytree(home / "one" / "plain", home / "two" / name)
     shutil.copytree(home / "one" / "paced", home / "two" / "paced_from_one")
     names = [*ALIKE, "all_on-shard", "killed+3", "from_one+4", "from_one-shard+4"]
-    names += ["paced_killed+3", "paced_from_one+4", "paced_hangs"]
+    names += ["paced_killed+3", "paced_from_one+4", "paced_hangs", "paced_slow"]
     command = [sys.executable, str(HERE / "ranked.py"), str(home / "two"), *names]
     code, line = launch(command, 2, logs=home / "logs", env=ENV)
     assert (code, line) == (0, ""), (home / "logs" / "rank-1.log").read_text()[-2000:]
@@ -255,6 +255,15 @@ def test_a_rank_that_hangs_in_a_call_loses_its_part_of_one_batch_and_all_go_on(h
     assert [row["max_staleness"] for row in rows] == [0, 2, 2]
     found = [e for e in ranked.sampled(home / "two" / "paced_hangs") if e[0].startswith("s1-")]
     assert [len(episode) > 2 for episode in found] == [n // 4 != 1 for n in range(12)]
+
+
+def test_a_checkpoint_holds_what_every_rank_has_played_ahead(home, two):
+    assert len(two["paced_slow"]) == 2
+    step = home / "two" / "paced_slow" / "checkpoints" / "step-000001"
+    lines = (step / "frontier" / "000001" / "episodes.jsonl").read_text().splitlines()
+    wanted = {f"s1-{group}.{n}" for group in range(3) for n in range(4)}
+    assert sorted(json.loads(line)["id"] for line in lines) == sorted(wanted)
+    assert not (step / "frontier" / "000001" / "weights.pt").exists()
 
 
 def test_batches_in_flight_are_shared_out_as_those_of_a_step_are(two):

@@ -140,6 +140,63 @@ def test_workers_that_share_the_learners_servers_make_the_same_run(cluster, plai
     assert max(row["engine_gap"] for row in rows) < 1e-4
 
 
+@pytest.fixture(scope="module")
+def paced(tmp_path_factory):
+    """The runs without Ray that play while they learn, by their depth."""
+    folder = tmp_path_factory.mktemp("paced")
+    outs = {depth: folder / str(depth) for depth in (1, 2)}
+    return {
+        depth: (out, run(config_of(out, steps=STEPS, learning_rate=1e-3, pipeline_depth=depth)))
+        for depth, out in outs.items()
+    }
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_batches_in_flight_are_those_of_the_run_without(cluster, paced, tmp_path, depth):
+    make_env = partial(Told, folder=str(tmp_path), ends=4, times=1)
+    rows = run(over(cluster, tmp_path / "run", pipeline_depth=depth), make_env)
+    assert_same((tmp_path / "run", rows), paced[depth])
+    assert [row["max_staleness"] for row in rows] == [2 * min(n, depth) for n in range(STEPS)]
+    assert (tmp_path / "end-0").exists(), "no worker died"
+    who = told(tmp_path / "run", "process")
+    first, second = (set.union(*(who[f"s{n}-{g}"] for g in range(3))) for n in (0, 1))
+    assert os.getpid() not in first | second
+    assert depth == 1 or not first & second, "a batch in flight has workers of its own"
+
+
+def test_batches_in_flight_go_on_without_ray_where_they_were_left(cluster, paced, tmp_path):
+    config = over(cluster, tmp_path / "run", pipeline_depth=1)
+    steps = train(config, model=fresh(), make_env=Walks)
+    rows = [next(steps), next(steps)]  # checkpoints come every other step
+    steps.close()
+    rows += run(replace(config, ray=False, ray_address="", resume=True))
+    assert_same((tmp_path / "run", rows), paced[1])
+
+
+def test_batches_in_flight_have_the_weights_that_servers_hold(cluster, paced, tmp_path):
+    model, tokenizer = fresh()
+    held = standin.Settings(max_model_len=model.config.max_position_embeddings)
+    with standin.served(standin.StandIn(model, tokenizer, held)) as url:
+        rows = run(over(cluster, tmp_path / "run", engine=url, pipeline_depth=1))
+    assert_same((tmp_path / "run", rows), paced[1])
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_several_processes_learn_what_the_workers_of_the_first_one_play(
+    cluster, plain, paced, tmp_path, depth
+):
+    save_model(*fresh(), tmp_path / "model")
+    where = {"env": "clusters:Told", "model": str(tmp_path / "model"), "processes": 2}
+    where["env_kwargs"] = json.dumps({"folder": str(tmp_path)})
+    config = over(cluster, tmp_path / "run", **where, pipeline_depth=depth)
+    done = subprocess.run(command(config), cwd=HERE, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    wanted = plain if depth == 0 else paced[1]
+    assert_same((tmp_path / "run", [json.loads(line) for line in lines]), wanted)
+    assert len(set.union(*told(tmp_path / "run", "process").values())) <= 2
+
+
 def test_a_worker_that_dies_is_replaced_and_its_groups_are_played_again(
     cluster, plain, tmp_path, caplog
 ):
@@ -254,8 +311,7 @@ def test_without_ray_installed_one_line_says_how_to_install_it(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
-        ({"ray": True, "processes": 2}, "leave processes and pipeline_depth"),
-        ({"ray": True, "pipeline_depth": 1}, "leave processes and pipeline_depth"),
+        ({"ray": True, "pipeline_depth": 3}, "ray_workers is 2: set it to at least 3"),
         ({"ray_workers": 4}, "ray_workers 4 is for workers of Ray: set ray"),
         ({"ray": True, "ray_workers": 0}, "ray_workers must be at least 1"),
         ({"ray": True, "ray_address": "ray://host:1"}, "ray_address is HOST:PORT"),
