@@ -47,7 +47,7 @@ def test_two_processes_on_a_server_make_the_run_of_one_without(tmp_path, name):
     for row, other in zip(alone, found, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
         # What is played ahead is older than the weights that learn from it.
-        assert (other["engine_gap"] < 1e-4) == (other.get("staleness", 0) == 0)
+        assert other["engine_gap"] < 1e-4 or other["staleness"] > 0
     # Both have looked at what the server held before anything was changed there.
     changed = heard.index("/v1/load_lora_adapter" if name == "adapters" else "/pause")
     assert heard[:changed].count("/version") == 2
