@@ -51,7 +51,8 @@ RUNS = {
     "paced_deep": {**LOPSIDED, "recipe": "dapo", "tasks_per_step": 4, "pipeline_depth": 2},
     "paced_b2f": {**PACED, "recipe": "tcod_b2f", "teacher": "teacher", "steps": 2},
     "paced_slow": {**PACED, "env": "ranked:Threaded", "steps": 2},
-    "paced_hangs": {**PACED, "env": "ranked:Hanging", "stall_timeout_s": 2.0, "max_failed": 1.0},
+    "paced_hangs": {**PACED, "env": "ranked:Hanging", "stall_timeout_s": 2.0, "max_failed": 1.0}
+    | {"recipe": "dapo"},
 }
 """Name to settings; with `-shard` behind it, the weights are split where there are several."""
 
@@ -82,11 +83,11 @@ class Threaded(Walks):
     fast = False
 
 
-class Hanging(Walks):
-    """Walks in which rank 1 never comes back from the second group of the second step."""
+class Hanging(Lopsided):
+    """Of which rank 1 never comes back from the second group of the second step."""
 
     def respond(self, action):
-        if self.task.index == 4 and os.environ.get("RANK") == "1":
+        if self.task.index == 13 and os.environ.get("RANK") == "1":
             time.sleep(600)
         return super().respond(action)
 

@@ -20,10 +20,11 @@ from turnwise.agents.record import read_records
 from turnwise.envs.types import Outcome, Stop
 from turnwise.trainers.batch import rows_of
 from turnwise.trainers.learner import Learner, TrainingDiverged
-from turnwise.trainers.loop import TooManyLost, Trainee, train
+from turnwise.trainers.loop import TooManyLost, train
 from turnwise.trainers.off_policy import OnPolicyOnly
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.run_folder import RunFolder
+from turnwise.trainers.trainee import Trainee
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from turnwise.trainers.recipe import Recipe, every_group
 from turnwise.trainers.run_folder import RunFolder
 from turnwise.trainers.shared_folder import SharedFolder
 from turnwise.trainers.teachers import ModelTeacher, frozen, require_same_vocabulary
+from turnwise.trainers.trainee import Trainee
 from turnwise.trainers.turns import turn_table
 from turnwise.trainers.tutor import NoTeacher, Tutor
 from turnwise.trainers.watch import (
@@ -47,9 +48,6 @@ from turnwise.trainers.watch import (
     rollout_metrics,
 )
 from turnwise.trainers.watch_labels import said_in
-
-if TYPE_CHECKING:
-    from turnwise.trainers.loop import Trainee
 
 BLACK_BOX = "openai:"
 """Begins the name of a teacher that is served elsewhere and answers in text."""

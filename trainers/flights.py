@@ -153,7 +153,7 @@ class Batch(Attempts):
         Args:
             refused: it was taken and not learnt from: what it lost is played again.
         """
-        again = refused or not all(ranks.gather(bool(self.groups)))
+        again = refused or not ranks.tell(bool(self.groups))  # what is over there is over anywhere
         kept = [] if self.fast and again else list(self.ticket.kept.values())
         if refused:
             kept = [episode for episode in kept if episode.outcome.trainable]

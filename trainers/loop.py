@@ -10,19 +10,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import torch
 from torch import nn
 
-from turnwise.agents.engines.base import Engine
-from turnwise.agents.policy import LLMPolicy
 from turnwise.agents.record import RecordError
-from turnwise.agents.renderer import Renderer, remember
 from turnwise.envs.base import Env
 from turnwise.envs.registry import make
 from turnwise.envs.types import Episode, Group
@@ -32,18 +27,18 @@ from turnwise.trainers.batch import rows_of
 from turnwise.trainers.coach import own_attempts
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.dagger_loop import Rounds
-from turnwise.trainers.engines import Sampler, WeightsNotTaken, sampler_for
+from turnwise.trainers.engines import WeightsNotTaken
 from turnwise.trainers.interrupt import Interrupt
-from turnwise.trainers.learner import Learner, TrainingDiverged
-from turnwise.trainers.model import add_lora, load_model, save_model
+from turnwise.trainers.learner import TrainingDiverged
+from turnwise.trainers.model import load_model, save_model
 from turnwise.trainers.off_policy import for_depth, staleness
 from turnwise.trainers.pacing import paced
-from turnwise.trainers.precision import PRECISIONS
 from turnwise.trainers.ray_cluster import ClusterLost
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe as recipe_named
 from turnwise.trainers.run_folder import RunFolder, refuse_used
 from turnwise.trainers.shared_folder import SharedFolder, open_folder
+from turnwise.trainers.trainee import Trainee
 from turnwise.trainers.turns import turn_table
 from turnwise.trainers.tutor import Tutor, tutor_for
 from turnwise.trainers.watch import (
@@ -65,62 +60,6 @@ class Closes(Protocol):
 
     def close(self) -> None:
         """Give it back."""
-
-
-@dataclass
-class Trainee:
-    """A model being trained, and the engine and policy that play with its weights."""
-
-    model: nn.Module
-    tokenizer: Any
-    renderer: Renderer
-    learner: Learner
-    sampler: Sampler
-    policy: LLMPolicy
-
-    @property
-    def engine(self) -> Engine:
-        """What samples."""
-        return self.sampler.engine
-
-    @classmethod
-    def of(cls, model: nn.Module, tokenizer: Any, config: TrainConfig) -> Trainee:
-        """Build learner, engine and policy around a loaded model."""
-        torch.set_num_threads(config.threads)
-        positions = getattr(model.config, "max_position_embeddings", config.max_tokens)
-        if config.max_tokens > positions:
-            raise ValueError(
-                f"max_tokens {config.max_tokens} is more than the {positions} positions of the "
-                "model; lower it"
-            )
-        if config.lora_rank:
-            model = add_lora(model, config.lora_rank, seed=config.seed)
-        learner = Learner(
-            model,
-            learning_rate=config.learning_rate,
-            schedule=partial(_schedule, config=config),
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            micro_tokens=config.micro_tokens,
-            max_len=config.max_tokens,
-            precision=PRECISIONS[config.precision],
-            recompute=config.checkpoint_activations,
-            shard=config.shard,
-        )
-        remember(tokenizer, config.recall)
-        renderer = Renderer(tokenizer)
-        sampler = sampler_for(config, learner, tokenizer)
-        policy = LLMPolicy(
-            sampler.engine,
-            renderer,
-            temperature=config.temperature,
-            max_new_tokens=config.max_new_tokens,
-        )
-        return cls(model, tokenizer, renderer, learner, sampler, policy)
-
-    def publish(self) -> None:
-        """Tell the engine that the weights have changed."""
-        self.sampler.publish(self.learner.updates)
 
 
 def train(
@@ -350,12 +289,3 @@ def _update(
             teacher.after_update(trainee.learner.model, trainee.learner.updates)
     gap = {"engine_gap": metrics[0].get("max_gap", 0.0)}
     return share | gap | mean_of(metrics)
-
-
-def _schedule(update: int, config: TrainConfig) -> float:
-    """Warm up linearly, hold, then fall linearly to a tenth."""
-    step, total = update / config.updates_per_step, config.steps
-    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
-    start = config.decay_from * total
-    left = 1.0 if step <= start else max(0.1, 1 - 0.9 * (step - start) / max(total - start, 1))
-    return warm * left

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from turnwise.envs.types import Episode, Group
 from turnwise.trainers import ranks
@@ -27,9 +26,7 @@ from turnwise.trainers.flights import Batch
 from turnwise.trainers.frontier import InFlight, Ticket, read_tickets
 from turnwise.trainers.players import Player
 from turnwise.trainers.ray_attempts import Crew, OverRay
-
-if TYPE_CHECKING:
-    from turnwise.trainers.loop import Trainee
+from turnwise.trainers.trainee import Trainee
 
 CLOSE_S = 10.0
 """How long to wait for rollouts that are told to stop; they go on stopping behind."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,12 +15,10 @@ from turnwise.agents.rollout import play
 from turnwise.agents.watchdog import Watchdog
 from turnwise.envs.types import Episode
 from turnwise.trainers import ranks
+from turnwise.trainers.attempts import Attempts
+from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.engines import base_of, player_for
-
-if TYPE_CHECKING:
-    from turnwise.trainers.attempts import Attempts
-    from turnwise.trainers.config import TrainConfig
-    from turnwise.trainers.loop import Trainee
+from turnwise.trainers.trainee import Trainee
 
 
 class Player:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -23,9 +23,7 @@ from turnwise.trainers.players import Player
 from turnwise.trainers.ray_cluster import Cluster
 from turnwise.trainers.ray_rollouts import RayRollouts
 from turnwise.trainers.ray_worker import Kit, OnServers, OwnReplica
-
-if TYPE_CHECKING:
-    from turnwise.trainers.loop import Trainee
+from turnwise.trainers.trainee import Trainee
 
 
 class Crew:
