@@ -89,7 +89,8 @@ MUTANTS = [
            "            pass\n", "test_teaching.py follows_it_through"),
     Mutant("trainers/loop.py", "        rows = trainee.learner.with_proximal(rows)\n",
            "        pass\n", "test_loop.py mismatch"),
-    Mutant("trainers/attempts.py", "rounds = 1 if keep is every_group else ROUNDS", "rounds = 1",
+    Mutant("trainers/attempts.py",
+           "rounds = 1 if self.recipe.keep_group is every_group else ROUNDS", "rounds = 1",
            "test_loop.py plays_on"),
     # Rounds of imitation.
     Mutant("trainers/dagger_loop.py", "            totals=pool.denominators(some),\n", "",
