@@ -56,7 +56,7 @@ def main(run: Imitation) -> None:
     model, tokenizer = tiny_from_env(make_env, seed=run.seed, rope_theta=30.0)
     remember(tokenizer, 0)  # an observation tells the mission and the view: the past only misleads
     with Progress(console, "imitating the bot") as bar:
-        warm_up(model, tokenizer, make_env, run.plan, seed=run.seed, watch=bar.show)
+        warm_up(model, tokenizer, make_env, run.plan, seed=run.seed, watch=bar.show, say=bar.say)
     seconds = time.process_time() - start
     save_model(model, tokenizer, run.out / "model")
     tests = make_env().tasks("test")[: run.test_tasks]

@@ -568,7 +568,9 @@ def test_demonstrations_are_solved_in_order_and_teach_only_the_expert():
 
 def test_imitation_learns_and_stops_when_it_is_enough():
     model, tokenizer = fresh()
-    demos = demonstrations(Walks, Walks().tasks("train")[:20], Renderer(tokenizer), seed=0)
+    heard, tasks = [], Walks().tasks("train")[:20]
+    demos = demonstrations(Walks, tasks, Renderer(tokenizer), seed=0, watch=heard.append)
+    assert heard == list(range(1, 21))
     learner = Learner(model, learning_rate=1e-2)
     steps = imitate(learner, demos, steps=50, batch=4, seed=0, enough=lambda n: n == 15)
     nll = [metrics["nll"] for metrics in steps]

@@ -120,6 +120,7 @@ def _imitate(course: Course, console: Console, clock: Clock) -> Any:
             check_env=course.env_of(course.test_kwargs),
             clock=clock,
             watch=bar.show,
+            say=bar.say,
         )
     if last.get("success", 0.0) < plan.target:
         console.print(

@@ -162,7 +162,15 @@ def _imitated(lesson: Lesson, name: str, plan: WarmUp, console: Console, folder:
     with Progress(console, f"{name}: imitating the expert") as bar:
         model, tokenizer = _beginner(lesson, name)
         if plan.steps:
-            warm_up(model, tokenizer, lesson.make_env, plan, seed=lesson.seed, watch=bar.show)
+            warm_up(
+                model,
+                tokenizer,
+                lesson.make_env,
+                plan,
+                seed=lesson.seed,
+                watch=bar.show,
+                say=bar.say,
+            )
     return save_model(model, tokenizer, folder)
 
 

@@ -89,6 +89,7 @@ def warm_up(
     check_env: MakeEnv | None = None,
     clock: Clock | None = None,
     watch: Callable[[dict[str, float]], object] = lambda row: None,
+    say: Callable[[str], object] = lambda note: None,
 ) -> dict[str, float]:
     """Fine-tune `model` in place on demonstrations until it solves `target` of the dev tasks.
 
@@ -97,6 +98,8 @@ def warm_up(
         check_env: where success is measured; None takes `make_env`. RL usually starts on harder
             tasks than those that were demonstrated.
         clock: takes the seconds of demonstrations, SFT and dev checks.
+        watch: takes the metrics of each step.
+        say: takes how far the demonstrations are, in words.
 
     Returns:
         The last row of metrics: steps taken, loss and success on dev tasks at T = 1.
@@ -114,6 +117,7 @@ def warm_up(
             noise=plan.noise,
             malformed=plan.malformed,
             settings=settings,
+            watch=lambda played: say(f"{played:,} of {len(tasks):,} demonstrations"),
         )
     learner = Learner(
         model,

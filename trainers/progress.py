@@ -34,16 +34,19 @@ class Progress:
         """Show the metrics of one step and return them."""
         of = f"/{total}" if total else ""
         numbers = [f"{name} {row[name]:.3f}" for name in SHOWN if name in row]
-        self.note = ", ".join([f"step {int(row.get('step', 0))}{of}", *numbers])
         for alarm in row.get("alarms", ()):
             self.console.print(f"  [yellow]alarm[/yellow] {escape(alarm)}")
-        text = f"{self.title}: {self.note}"
+        self.say(", ".join([f"step {int(row.get('step', 0))}{of}", *numbers]))
+        return row
+
+    def say(self, note: str) -> None:
+        """Show how far it is."""
+        self.note, text = note, f"{self.title}: {note}"
         if self.status is not None:
             self.status.update(escape(text))
         elif monotonic() - self.last > self.every_s:
             self.last = monotonic()
-            self.console.print(f"  {escape(text)}", highlight=False)
-        return row
+            self.console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         if self.status is not None:

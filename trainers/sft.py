@@ -49,6 +49,7 @@ def demonstrations(
     noise: float = 0.05,
     malformed: float = 0.3,
     settings: Settings | None = None,
+    watch: Callable[[int], object] = lambda played: None,
 ) -> list[Episode]:
     """Return solved expert episodes, in the order of `tasks`.
 
@@ -56,6 +57,7 @@ def demonstrations(
         noise: probability per turn of a `stumble` instead, from which the expert then recovers;
             those turns are not taught.
         malformed: share of the stumbles that are words which call nothing.
+        watch: hears after each episode how many are over.
     """
     clumsy = partial(stumble, malformed=malformed)
     policy = MixturePolicy(
@@ -65,7 +67,11 @@ def demonstrations(
     )
     jobs = jobs_for(tasks, run_seed=seed, split="train", prefix="demo-")
     order = {job.id: i for i, job in enumerate(jobs)}
-    episodes = sorted(play(jobs, make_env, policy, settings), key=lambda e: order[e.id])
+    episodes = list[Episode]()
+    for episode in play(jobs, make_env, policy, settings):
+        episodes.append(episode)
+        watch(len(episodes))
+    episodes.sort(key=lambda e: order[e.id])
     return [episode for episode in episodes if episode.success]
 
 
