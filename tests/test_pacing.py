@@ -18,6 +18,7 @@ from toys import Fault, Faulty, Walks, crash
 
 from turnwise.agents.record import read_records
 from turnwise.envs.types import Outcome, Stop
+from turnwise.trainers import players
 from turnwise.trainers.batch import rows_of
 from turnwise.trainers.learner import Learner, TrainingDiverged
 from turnwise.trainers.loop import TooManyLost, train
@@ -136,13 +137,25 @@ def test_it_still_learns(tmp_path):
     assert sum(success[:4]) / 4 < 0.3 and sum(success[-4:]) / 4 > 0.9
 
 
+class HalfSolved(Walks):
+    """Walks of which a model that knows nothing solves about half."""
+
+    wanted = frozenset("abcdefghijklm")
+
+
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("dapo", {}), ("turn_rloo", {"prompt_replay": 0.5}), ("rloo", {}), ("grpo", {"lora_rank": 2})],
+    [
+        ("dapo", {}),
+        ("turn_rloo", {"prompt_replay": 0.5, "env": lambda: HalfSolved(length=1)}),
+        ("rloo", {}),
+        ("grpo", {"lora_rank": 2}),
+    ],
 )
 def test_what_follows_from_earlier_batches_follows_from_those_that_were_taken(tmp_path, name, more):
     for out in ("a", "b"):
-        run(tmp_path / out, method=recipe(name), pipeline_depth=2, **more)
+        rows = run(tmp_path / out, method=recipe(name), pipeline_depth=2, **more)
+    assert "prompt_replay" not in more or sum(row["replayed"] for row in rows) > 0
     assert history(tmp_path / "a") == history(tmp_path / "b")
     run(tmp_path / "c", method=recipe(name), pipeline_depth=2, steps=3, **more)
     run(tmp_path / "c", method=recipe(name), pipeline_depth=2, resume=True, **more)
@@ -215,14 +228,21 @@ def test_a_finished_run_can_be_lengthened(tmp_path, whole):
     assert same_weights(tmp_path / "run", whole / "2")
 
 
-def test_what_was_played_and_not_learnt_from_is_not_played_again(tmp_path):
-    """The second batch is over before the run is left; a resumed one takes it from the frontier."""
+@pytest.mark.parametrize("waits", [None, 5])
+def test_what_was_played_and_not_learnt_from_is_not_played_again(tmp_path, waits):
+    """The second batch is over before the run is left, but for the task that waits; a resumed one
+    takes it from the frontier."""
     played: list[int] = []
+    gate = threading.Event()
 
     class Counted(Faulty):
         def setup(self, task, rng):
             played.append(task.index)
             return super().setup(task, rng)
+
+        def respond(self, action):
+            assert self.task.index != waits or gate.wait(60)
+            return super().respond(action)
 
     def slow():
         return Counted(fast=False, length=2)
@@ -241,21 +261,32 @@ def test_what_was_played_and_not_learnt_from_is_not_played_again(tmp_path):
         )
         next(rows)
     rows.close()
+    gate.set()
     assert sorted(set(played)) == [0, 1, 2, 3, 4, 5]
     played.clear()
     assert run(
         tmp_path / "run", env=slow, pipeline_depth=1, steps=2, checkpoint_every=1, resume=True
     )
-    assert played == []
+    assert sorted(played) == ([] if waits is None else [waits] * 4)
     found = [e.id for e in episodes_of(tmp_path / "run")]
     assert len(found) == len(set(found)) == 2 * 12
 
 
-def test_what_a_batch_lost_is_played_again_with_its_own_weights(tmp_path, whole):
+@pytest.mark.parametrize("saved", ["when it is taken", "while another is learnt from"])
+def test_what_a_batch_lost_is_played_again_with_its_own_weights(tmp_path, whole, saved):
+    improve, early = Learner.improve, saved != "when it is taken"
+
+    def slow(self, *args):
+        threading.Event().wait(0.5 * early)
+        return improve(self, *args)
+
     faults = {i: Fault(1, crash) for i in range(9, 12)}  # the fourth step
-    with pytest.raises(TooManyLost, match=r"12 of 12 episodes"):
-        run(tmp_path / "run", env=lambda: Faulty(faults, length=2), pipeline_depth=1)
-    rows = run(tmp_path / "run", resume=True, pipeline_depth=1)
+    more = {"checkpoint_every": 1} if early else {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "improve", slow)
+        with pytest.raises(TooManyLost, match=r"12 of 12 episodes"):
+            run(tmp_path / "run", env=lambda: Faulty(faults, length=2), pipeline_depth=1, **more)
+    rows = run(tmp_path / "run", resume=True, pipeline_depth=1, **more)
     assert rows[0]["step"] == 4
     assert history(tmp_path / "run") == history(whole / "1")
     assert same_weights(tmp_path / "run", whole / "1")
@@ -285,7 +316,7 @@ def test_a_batch_on_which_training_diverged_is_learnt_from_again_and_not_played_
 
 
 def test_a_rollout_that_hangs_is_given_up_and_its_groups_finish_short(tmp_path, caplog):
-    gate, hung = threading.Event(), []
+    gate, hung, made = threading.Event(), [], []
 
     class Hanging(Faulty):
         """Fast by its own word, and then it never returns: no deadline of the pool applies."""
@@ -296,8 +327,15 @@ def test_a_rollout_that_hangs_is_given_up_and_its_groups_finish_short(tmp_path, 
                 assert gate.wait(60)
             return super().respond(action)
 
+    player_for = players.player_for
     try:
-        with caplog.at_level(logging.WARNING, logger="turnwise"):
+        with (
+            caplog.at_level(logging.WARNING, logger="turnwise"),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(
+                players, "player_for", lambda *args: (made.append(1), player_for(*args))[1]
+            )
             rows = run(
                 tmp_path / "run",
                 env=lambda: Hanging(length=2),
@@ -313,6 +351,7 @@ def test_a_rollout_that_hangs_is_given_up_and_its_groups_finish_short(tmp_path, 
     lost = [e for e in episodes_of(tmp_path / "run") if not e.outcome.trainable]
     assert {(e.outcome, e.stop) for e in lost} == {(Outcome.INFRA_ERROR, Stop.DEADLINE)}
     line = "waits for its environment's step: 1 s, and the whole rollout waits for that call"
+    assert len(made) == 2, "the thread that hangs keeps its engine"
     assert "step 2 goes on without the rest" in caplog.text and line in caplog.text
     assert line in lost[0].error and "episode s1-2." in lost[0].error
 
@@ -332,8 +371,16 @@ def test_a_bug_of_ours_in_the_rollout_comes_out_where_it_is_waited_for(tmp_path)
 
 
 def test_no_thread_of_a_rollout_outlives_its_run(tmp_path):
+    class Slow(Walks):
+        """Of which a batch but the first takes longer than a run waits for it in the end."""
+
+        def respond(self, action):
+            if self.task.index >= 3:
+                threading.Event().wait(0.7)
+            return super().respond(action)
+
     before = threading.active_count()
-    rows = train(config_of(tmp_path / "run", pipeline_depth=2), model=fresh(), make_env=Walks)
+    rows = train(config_of(tmp_path / "run", pipeline_depth=2), model=fresh(), make_env=Slow)
     next(rows)
     rows.close()
     assert threading.active_count() <= before + 1  # the watchdog's own looks once more

@@ -120,8 +120,8 @@ class TrainConfig:
     reply_timeout_s: float = 900.0
     """Deadline of one request to the engine; the episode then counts as lost to the machine."""
     stall_timeout_s: float = 900.0
-    """With `pipeline_depth`: a rollout that hangs in one call for so long is given up, and the rest
-    of its batch is lost."""
+    """With `pipeline_depth` or `ray`: a rollout that hangs in one call for so long is given up, and
+    what is left of its batch is lost. A worker of Ray is ended, and its groups are played again."""
     threads: int = 1
     """Threads of torch, in each process; a small model gains little from more."""
     processes: int = 1
@@ -143,7 +143,7 @@ class TrainConfig:
     """HOST:PORT of a cluster that runs, or `auto`; by default what RAY_ADDRESS says, else a cluster
     on this machine that ends with the run."""
     ray_workers: int = 2
-    """Workers that share the groups of every step."""
+    """Workers that share the groups of every step; with `pipeline_depth`, the batches, too."""
     ray_worker_resources: str = "{}"
     """JSON object of what Ray keeps for each worker, a core without any: num_cpus, num_gpus, memory
     (bytes), or names of your own, as '{"num_gpus": 1, "fast_disk": 1}'. It plays on its GPU."""

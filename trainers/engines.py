@@ -91,7 +91,8 @@ def player_for(config: TrainConfig, model: nn.Module, tokenizer: Any, number: in
         As `sampler_for`.
     """
     if not config.has_servers:
-        return _embedded(config, model, slots=int(config.ray))  # workers of Ray play in its place
+        slots = 1 if config.ray else 0  # of Ray's workers each has an engine; this one waits
+        return _embedded(config, model, slots)
     return _remote(config, model, tokenizer, servers_of(config, number), f"served-{number}")
 
 
@@ -101,6 +102,7 @@ def servers_of(config: TrainConfig, number: int) -> list[str]:
 
 
 def _embedded(config: TrainConfig, model: nn.Module, slots: int = 0) -> Sampler:
+    """Return an engine in this process; 0 slots are one for every attempt of a step."""
     slots = slots or config.tasks_per_step * config.group_size
     engine = EmbeddedEngine(model, slots=slots, max_len=config.max_tokens)
     return Sampler(engine, partial(engine.update_weights, None))

@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
+from contextvars import copy_context
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -31,8 +32,8 @@ from turnwise.trainers.watch import TooManyLost
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-T = TypeVar("T")
 LOOK_S = 0.1
+"""Seconds between two looks at a call."""
 
 
 class Batch(Attempts):
@@ -59,7 +60,6 @@ class Batch(Attempts):
         self.error: BaseException | None = None
         self.short = False
         """A part of it hangs in some process and was given up: its player may still be in use."""
-        self._hangs = ""
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
 
@@ -89,57 +89,59 @@ class Batch(Attempts):
         """
         if self.coach is None:
             return jobs
-        coach = self.coach
-        found = ranks.each(lambda: self._watched(lambda: coach.jobs(jobs)))
-        for _, why in found:
+        coach, placed = self.coach, list[Sequence[Job]]()
+        for why in ranks.each(lambda: self._watched(lambda: placed.append(coach.jobs(jobs)))):
             if why:
                 number = self.ticket.step + 1
                 raise TooManyLost(f"step {number} has not begun: {why}; go on with --resume")
-        mine, _ = found[ranks.rank()]
-        assert mine is not None
-        return mine
+        return placed[0]
 
     def _episodes(self, jobs: Sequence[Job]) -> Iterable[Episode]:
         """Return what was played before, and play the rest; what hangs is given up."""
-        episodes = self.player.share_out(jobs, self._part)
-        for why in filter(None, ranks.gather(self._hangs)):
+        hangs = list[str]()
+        episodes = self.player.share_out(jobs, lambda mine: self._part(mine, hangs))
+        for why in (why for part in ranks.gather(hangs) for why in part):
             number, self.short = self.ticket.step + 1, True
             log.warning("step %d goes on without the rest of its batch: %s", number, why)
         return episodes
 
-    def _part(self, jobs: Sequence[Job]) -> list[Episode]:
-        """Return the episodes of this process."""
+    def _part(self, jobs: Sequence[Job], hangs: list[str]) -> list[Episode]:
+        """Return the episodes of this process; add to `hangs` where it hangs."""
         kept = self.ticket.kept
         rest = [job for job in jobs if job.id not in kept]
-        _, self._hangs = self._watched(lambda: self._play(rest, kept))
-        if self._hangs:
+        if why := self._watched(lambda: self._play(rest, kept)):
+            hangs.append(why)
             # The thread left behind still has the old dict.
             self.ticket.kept = kept = dict(kept)
-            kept |= {job.id: given_up(job, self._hangs) for job in rest if job.id not in kept}
+            kept |= {job.id: given_up(job, why) for job in rest if job.id not in kept}
         return [replace(kept[job.id], task=job.task) for job in jobs]
 
     def _play(self, jobs: Sequence[Job], kept: dict[str, Episode]) -> None:
         for episode in self.player.play(jobs, self, self.watchdog):
             kept[episode.id] = episode
 
-    def _watched(self, act: Callable[[], T]) -> tuple[T | None, str]:
-        """Return (what `act` returns, "") or (None, where it hangs) when it is left behind."""
-        call: Future[T] = Future()
+    def _watched(self, act: Callable[[], object]) -> str:
+        """Call `act` on a thread; return where it hangs if it is left behind, or an empty text."""
+        call: Future[object] = Future()
+        arguments = (_call, act, call, self.config.threads)
         with self.watchdog.beside():
-            threads = self.config.threads
-            threading.Thread(target=_call, args=(act, call, threads), daemon=True).start()
+            threading.Thread(target=copy_context().run, args=arguments, daemon=True).start()
             while not wait([call], LOOK_S).done:
                 if self.watchdog.stuck_s > self.config.stall_timeout_s:
                     why = self.watchdog.stuck()
                     self.watchdog.stop()
-                    return None, why
-        return call.result(), ""
+                    return why
+        call.result()
+        return ""
 
     def wait(self) -> list[Group]:
         """Return the groups, with what is lost where a part of them was given up.
 
         Raises:
-            Whatever ended the rollout: a bug of the policy, never one of an environment.
+            TooManyLost: it hangs before its first attempt.
+            ClusterLost: Ray's workers, or their head, are gone.
+            RankFailed, RankLost: another process failed, or is gone.
+            Whatever else ended the rollout: a bug of the policy, never one of an environment.
         """
         while not self._over.wait(LOOK_S):
             pass
@@ -147,31 +149,40 @@ class Batch(Attempts):
             raise self.error
         return self.groups
 
-    def told(self, *, refused: bool) -> InFlight:
+    def told(self, *, accepted: bool) -> InFlight:
         """Return it as it is saved, with what all processes have of it; they call this alike.
 
         Args:
-            refused: it was taken and not learnt from: what it lost is played again.
+            accepted: it is being learnt from, with what it has. What another one has lost is played
+                again.
         """
-        again = refused or not ranks.tell(bool(self.groups))  # what is over there is over anywhere
-        kept = [] if self.fast and again else list(self.ticket.kept.values())
-        if refused:
-            kept = [episode for episode in kept if episode.outcome.trainable]
+        over = accepted or ranks.tell(self._complete)  # what is over there is over anywhere
+        kept = list(self.ticket.kept.values())
+        if not over:
+            kept = [] if self.fast else [e for e in kept if e.outcome.trainable]
         everything = {episode.id: episode for part in ranks.gather(kept) for episode in part}
-        weights = self.player.weights() if again else None
+        weights = None if over else self.player.weights()
         return InFlight(self.ticket, list(everything.values()), weights, self.before.save)
+
+    @property
+    def _complete(self) -> bool:
+        """Whether all of it is over, and nothing lost."""
+        episodes = [episode for group in self.groups for episode in group.episodes]
+        return self.ticket.over or (bool(episodes) and all(e.outcome.trainable for e in episodes))
 
     def close(self) -> None:
         """Tell the rollout to stop."""
         self.watchdog.stop()
 
-    def join(self, until: float) -> None:
-        """Wait for the thread to end, at most until `until`."""
-        if self._thread is not None:
-            self._thread.join(max(until - time.monotonic(), 0.0))
+    def join(self, until: float) -> bool:
+        """Wait for its conductor to end, at most until `until`; return whether it has."""
+        if self._thread is None:
+            return True
+        self._thread.join(max(until - time.monotonic(), 0.0))
+        return not self._thread.is_alive()
 
 
-def _call(act: Callable[[], T], call: Future[T], threads: int) -> None:
+def _call(act: Callable[[], object], call: Future[object], threads: int) -> None:
     torch.set_num_threads(threads)  # of this thread
     try:
         call.set_result(act())

@@ -2,7 +2,7 @@
 
     frontier/000012/ticket.json      step, version of the weights it is played with
                     prompts.json     and coach.json: what its tasks and depths follow from
-                    episodes.jsonl   those that are over
+                    episodes.jsonl   those that are over, without what was lost
                     weights.pt       unless all of it is over
 
 A resumed run takes finished episodes as they are and plays the others with the same weights and
@@ -36,6 +36,8 @@ class Ticket:
     """From a checkpoint, until the player has them."""
     state: Path | None = None
     """The folder of a checkpoint that says from where it is played."""
+    over: bool = False
+    """From a checkpoint that has all of it."""
 
 
 @dataclass(frozen=True)
@@ -82,4 +84,5 @@ def _ticket(place: Path) -> Ticket:
         kept={episode.id: episode for episode in episodes},
         weights=torch.load(saved, weights_only=True) if saved.exists() else None,
         state=place,
+        over=not saved.exists(),
     )

@@ -49,11 +49,11 @@ class Paced(Attempts):
     ) -> None:
         self.take_over(attempts)
         self.depth, self.make_player = attempts.config.pipeline_depth, make_player
-        self.lines = [ranks.new_line(self.config.rank_timeout_s) for _ in range(self.depth)]
         self.players: list[Player] = []
         with ExitStack() as opened:
             opened.callback(close)
             opened.callback(self._close_players)
+            self.lines = [ranks.new_line() for _ in range(self.depth)]
             for number in range(self.depth):
                 self.players.append(make_player(number))
             self.opened = opened.pop_all()
@@ -113,8 +113,8 @@ class Paced(Attempts):
 
     def in_flight(self) -> Sequence[InFlight]:
         """Return the batches that are in flight; all processes call this alike."""
-        refused = None if self.accepted else self.taken
-        return [batch.told(refused=batch is refused) for batch in self.batches.values()]
+        learnt = self.taken if self.accepted else None
+        return [batch.told(accepted=batch is learnt) for batch in self.batches.values()]
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
@@ -130,8 +130,8 @@ class Paced(Attempts):
         for batch in self.batches.values():
             batch.close()
         until = time.monotonic() + CLOSE_S
-        for batch in self.batches.values():
-            batch.join(until)
+        if all([batch.join(until) for batch in self.batches.values()]):
+            ranks.end_lines(self.lines)
         self.opened.close()
 
     def _close_players(self) -> None:

@@ -25,6 +25,9 @@ from turnwise.envs.types import Episode
 T = TypeVar("T")
 RENDEZVOUS = "TURNWISE_RENDEZVOUS"
 """Environment variable: where the processes of a local run meet, a URL of torch.distributed."""
+PLAYING_S = 86_400.0
+"""How long one process waits for what another one plays. Who dies is missed at once, and who hangs
+in a call gives that up itself; what is left is slow."""
 _SIGNS = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "NCCL")
 """What the errors of a collective speak of when another process is gone."""
 
@@ -118,16 +121,19 @@ def named() -> Iterator[None]:
         raise
 
 
-def new_line(timeout_s: float) -> dist.ProcessGroup | None:
-    """Return a further line, for one thread of each process at a time; all call this alike.
-
-    Args:
-        timeout_s: how long a rank waits for the others there.
-    """
+def new_line() -> dist.ProcessGroup | None:
+    """Return a further line, for one thread of each process at a time; all call this alike."""
     if count() == 1:
         return None
     with named():
-        return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        return dist.new_group(backend="gloo", timeout=timedelta(seconds=PLAYING_S))
+
+
+def end_lines(lines: Iterable[dist.ProcessGroup | None]) -> None:
+    """Give back lines over which nobody talks any more."""
+    for line in lines:
+        if line is not None:
+            dist.destroy_process_group(line)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, cast
 
@@ -42,7 +43,17 @@ class Crew:
                 "ray out, or take a recipe that learns from the student's own attempts alone"
             )
         self.attempts, self.trainee, self.config = attempts, trainee, attempts.config
-        self.cluster = ranks.on_main(lambda: Cluster(self.config))
+        self.opened = ExitStack()
+        self.cluster: Cluster | None = None
+        try:
+            ranks.on_main(self._join)
+        except BaseException:
+            self.close()
+            raise
+
+    def _join(self) -> None:
+        self.cluster = Cluster(self.config)
+        self.opened.callback(self.cluster.close)
 
     def rollouts(self, number: int = 0) -> RayRollouts | None:
         """Return the workers of one of the batches in flight; None but in the first process."""
@@ -52,7 +63,9 @@ class Crew:
         config = self.config
         count = len(range(number, config.ray_workers, max(config.pipeline_depth, 1)))
         kit = self._kit(number, -(-config.tasks_per_step // count) * config.group_size)
-        return RayRollouts(config, kit, cast(Cluster, self.cluster), count)
+        rollouts = RayRollouts(config, kit, cast(Cluster, self.cluster), count)
+        self.opened.callback(rollouts.close)
+        return rollouts
 
     def _kit(self, number: int, slots: int) -> Kit:
         config, trainee = self.config, self.trainee
@@ -78,9 +91,8 @@ class Crew:
         return RayPlayer(self, number)
 
     def close(self) -> None:
-        """Leave the cluster."""
-        if self.cluster is not None:
-            self.cluster.close()
+        """End all workers and leave the cluster. Safe to call twice."""
+        self.opened.close()
 
 
 class OverRay(Attempts):
@@ -94,13 +106,14 @@ class OverRay(Attempts):
         self.take_over(attempts)
         self.trainee, self.crew = trainee, Crew(attempts, trainee)
         try:
-            self.rollouts = self.crew.rollouts()
+            self.rollouts, self.line = self.crew.rollouts(), ranks.new_line()
         except BaseException:
             self.crew.close()
             raise
 
     def _episodes(self, jobs: Sequence[Job]) -> Iterable[Episode]:
-        return by_the_first(lambda: self._played(jobs))
+        with ranks.on_line(self.line):
+            return by_the_first(lambda: self._played(jobs))
 
     def _played(self, jobs: Sequence[Job]) -> list[Episode]:
         rollouts, learner = cast(RayRollouts, self.rollouts), self.trainee.learner
@@ -109,9 +122,8 @@ class OverRay(Attempts):
 
     def close(self) -> None:
         """End the workers and leave the cluster."""
-        if self.rollouts is not None:
-            self.rollouts.close()
         self.crew.close()
+        ranks.end_lines([self.line])
 
 
 class RayPlayer(Player):
@@ -122,12 +134,8 @@ class RayPlayer(Player):
     """
 
     def __init__(self, crew: Crew, number: int) -> None:
+        self.rollouts = crew.rollouts(number)
         super().__init__(crew.trainee, crew.config, number)
-        try:
-            self.rollouts = crew.rollouts(number)
-        except BaseException:
-            super().close()
-            raise
 
     def put(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Play with these weights from now on."""
@@ -148,7 +156,7 @@ class RayPlayer(Player):
         return by_the_first(lambda: list(run(jobs)))
 
     def close(self) -> None:
-        """End the workers."""
+        """End its workers, and its connections."""
         if self.rollouts is not None:
             self.rollouts.close()
         super().close()
@@ -164,6 +172,6 @@ def by_the_first(play: Callable[[], list[Episode]]) -> list[Episode]:
     """Return what `play` returns in the first process, in all of them.
 
     Raises:
-        Whatever it raises there; in all of them.
+        Whatever it raises there; `RankFailed` for it in the others if it cannot be sent.
     """
     return cast(list[Episode], ranks.tell(ranks.on_main(play)))

@@ -26,7 +26,8 @@ CONNECT_S = 5.0
 END_S = 10.0
 """How long leaving may take."""
 _NAMED = ("num_cpus", "num_gpus", "memory")
-_VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0"}
+_VARIABLES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}
+"""The latter: a thread left behind by a run that is over must not start a cluster of its own."""
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """On Windows and macOS a cluster of Ray stays on the loopback. So does ours anywhere, and one whose
 address is there is looked for there: Ray would take this machine's name in the network instead."""

@@ -101,7 +101,7 @@ class Round:
 
 
 class RayRollouts:
-    """The workers of a run.
+    """The workers of a run, or of one of its batches in flight.
 
     Args:
         kit: what each is made of.
@@ -129,11 +129,12 @@ class RayRollouts:
         self.none_since: float | None = time.monotonic()
         self.looked = 0.0
         self.workers: list[Worker] = []
+        self.closed = False
         self._fill()
 
     def _fill(self) -> None:
         """Start as many workers as are missing."""
-        while len(self.workers) < self.count:
+        while len(self.workers) < self.count and not self.closed:
             self.started += 1
             actor = self.make_actor.remote(self.kit)
             self.workers.append(Worker(self.started, actor, actor.opened.remote()))
@@ -168,7 +169,9 @@ class RayRollouts:
                 watchdog.beat()
                 self._hand_out(round)
                 for worker in self._heard():
+                    watchdog.beat()
                     self._hear(worker, round)
+                watchdog.beat()
                 if time.monotonic() > self.looked + LOOK_S:
                     self._look(round)
                 yield from round.over
@@ -281,8 +284,9 @@ class RayRollouts:
         return where if seconds > patience else ""
 
     def close(self) -> None:
-        """End the workers. Safe to call twice."""
-        for worker in self.workers:
+        """End the workers. Safe to call twice, and while a thread left behind still plays."""
+        self.closed = True
+        for worker in list(self.workers):
             self.cluster.end(worker.actor)
         self.workers, self.kit, self.weights, self.brought = [], None, None, (None, -1)
 
