@@ -21,6 +21,11 @@ IMPORTANCE: dict[str, Importance] = {
 """Corrections that a configuration can name; a recipe may have any other."""
 
 
+def is_address(name: str) -> bool:
+    """Whether a model is named by the address of a server that holds it."""
+    return name.startswith(("http://", "https://"))
+
+
 def addresses_in(engine: str) -> list[str]:
     """Return the addresses of an `engine`, which has commas between them."""
     return engine.replace(",", " ").split()

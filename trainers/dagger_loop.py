@@ -27,9 +27,9 @@ from turnwise.envs.seeds import derive
 from turnwise.envs.types import Episode, Group
 from turnwise.trainers import ranks
 from turnwise.trainers.batch import rows_of
-from turnwise.trainers.config import TrainConfig
+from turnwise.trainers.config import TrainConfig, is_address
 from turnwise.trainers.dagger import Lessons, lessons
-from turnwise.trainers.engines import is_address, served
+from turnwise.trainers.engines import served
 from turnwise.trainers.imitation import Imitation
 from turnwise.trainers.mixes import Progress
 from turnwise.trainers.model import load_model

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from turnwise.agents.engines.vllm_weights import SavedWeights
 
 TOLERANCE = TrainConfig.engine_tolerance
-ADDRESS = ("http://", "https://")
-"""What the address of a server begins with."""
 
 
 class WeightsNotTaken(EngineError):
@@ -106,11 +104,6 @@ def _embedded(config: TrainConfig, model: nn.Module, slots: int = 0) -> Sampler:
     slots = slots or config.tasks_per_step * config.group_size
     engine = EmbeddedEngine(model, slots=slots, max_len=config.max_tokens)
     return Sampler(engine, partial(engine.update_weights, None))
-
-
-def is_address(name: str) -> bool:
-    """Whether a model is named by the address of a server that holds it."""
-    return name.startswith(ADDRESS)
 
 
 def served(

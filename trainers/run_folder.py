@@ -20,6 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from turnwise.agents.record import Position, RecordWriter
+from turnwise.trainers.config import is_address
 
 KEEP = 2
 MAY_CHANGE = frozenset(
@@ -196,7 +197,7 @@ def refuse_used(path: Path, config: dict[str, Any], *, resume: bool) -> None:
 
 def _may_change(name: str, before: Any, now: Any) -> bool:
     """Whether a setting may; a teacher may be served elsewhere, but not be another kind of one."""
-    served = all(str(value).startswith(("http://", "https://")) for value in (before, now))
+    served = all(is_address(str(value)) for value in (before, now))
     return before == now or name in MAY_CHANGE or (name == "teacher" and served)
 
 

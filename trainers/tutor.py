@@ -15,10 +15,11 @@ from turnwise.agents.engines.functional import base_model
 from turnwise.agents.renderer import Renderer
 from turnwise.envs.types import Episode
 from turnwise.trainers.batch import Row
+from turnwise.trainers.config import is_address
 from turnwise.trainers.contexts import with_context
 from turnwise.trainers.distillation import Distillation
 from turnwise.trainers.engine_teacher import EngineTeacher, likeliest
-from turnwise.trainers.engines import TOLERANCE, is_address, served
+from turnwise.trainers.engines import TOLERANCE, served
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.mixes import Progress
 from turnwise.trainers.model import load_model

@@ -132,6 +132,12 @@ def pipeline(teacher: str) -> tuple[Arm, ...]:
     return whole, alone, TURN_RLOO
 
 
+def without_opd(teacher: str) -> Arm:
+    """Return the pipeline without its middle stage: what the reward makes of the bridge alone."""
+    whole, _, _ = pipeline(teacher)
+    return replace(whole, name="bridge, turn_rloo", then=TURN_RLOO, rate_of=PIPELINE)
+
+
 def imitation(name: str, method: str, labels: int, slip: bool = True, **options: object) -> Arm:
     """Return an arm of about so many labels in 4 rounds, 160 updates in all."""
     return Arm(

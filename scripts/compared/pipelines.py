@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compared.arms import BRIDGE, GRPO, PIPELINE, SOD, SOD_ROBUST, TURN_RLOO, bridge, pipeline
+from compared.arms import (
+    BRIDGE,
+    GRPO,
+    PIPELINE,
+    SOD,
+    SOD_ROBUST,
+    TURN_RLOO,
+    bridge,
+    pipeline,
+    without_opd,
+)
 from compared.regimes import (
     BABY,
     BABY_TEACHER,
@@ -58,8 +68,17 @@ EXPERIMENTS = (
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
-        arms=(*pipeline("robust"), bridge("robust"), replace(SOD_ROBUST["OPD + GRPO"], rate_of="")),
-        pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "OPD + GRPO", "bridge")),
+        arms=(
+            *pipeline("robust"),
+            bridge("robust"),
+            without_opd("robust"),
+            replace(SOD_ROBUST["OPD + GRPO"], rate_of=""),
+        ),
+        pairs=(
+            *((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "OPD + GRPO", "bridge")),
+            (PIPELINE, "bridge, turn_rloo"),
+            ("bridge, turn_rloo", "bridge"),
+        ),
         plan=MANY,
         budget=48_000,
         rates=GENTLE,

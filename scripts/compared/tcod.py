@@ -54,8 +54,11 @@ EXPERIMENTS = (
         env=PHASED,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
-        arms=tuple(TCOD_ROBUST[name] for name in ("OPD", "F2B")),
-        pairs=TCOD_PAIRS[:1],
+        arms=(
+            *(TCOD_ROBUST[name] for name in ("OPD", "F2B")),
+            replace(TCOD_ROBUST["OPD"], name="OPD, F2B's rate", rate_of="F2B"),
+        ),
+        pairs=(*TCOD_PAIRS[:1], ("F2B", "OPD, F2B's rate")),
         plan=WIDE,
         budget=48_000,
         rates=GENTLE,
