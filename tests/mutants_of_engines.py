@@ -196,6 +196,8 @@ ENGINES = [
      "engine_numerics.py round_shapes"),
     (SLAB, "counts_R[: len(slots)] - 1", "n - 1 + 0 * counts_R[: len(slots)]",
      "engine_numerics.py round_shapes"),
+    (RECOMPUTE, "[*self._ids[slot][: self.lengths[slot]], *ids]", "[*self._ids[slot], *ids]",
+     "engine.py rewritten"),
     (RECOMPUTE, "lengths - 1].float()", "-1].float()", "engine_numerics.py without_kept_keys"),
     (EMBEDDED, "request.start - 1 : -1].float()", "request.start - 1 : -1]",
      "engine_numerics.py scores_of_bfloat16"),

@@ -165,8 +165,12 @@ def test_more_sessions_than_slots_are_evicted_and_draw_the_same(at_once):
     assert crowded.stats.evictions > 0
 
 
-def test_a_rewritten_history_is_read_anew_from_the_first_token_that_differs():
+@pytest.mark.parametrize("cache", [Slab, Recompute])
+def test_a_rewritten_history_is_read_anew_from_the_first_token_that_differs(cache):
     engine, prompt = engine_of(), list(range(1, 21))
+    if cache is Recompute:
+        engine.cache = Recompute(engine.model, 8)
+    assert isinstance(engine.cache, cache)
     one(engine, prompt, max_tokens=4)
     rewritten = [*prompt[:10], 77, *prompt[11:], 5, 6]
     before = engine.stats.prefilled_tokens
