@@ -17,19 +17,24 @@ from turnwise.trainers.comparison import paired, spread, verdict
 from turnwise.trainers.contest import Experiment
 
 Rows = Sequence[Mapping[str, Any]]
+USUAL = "turnwise/Corridor-v1"
+"""The world of an experiment that names no other."""
 KINDS = ("on", "off", "failed")
 HEAD = """# Which method helps where
 
 Made by `python scripts/compare_methods.py`; do not edit. Students and teachers are transformers,
-made on the spot; the world is `turnwise/Corridor-v1`, where one wrong action leads into a side
-branch. All arms of an experiment begin, seed by seed, with the same student, which has imitated
-the expert up to a given progress (weights between two checkpoints, so that no seed is ahead), and
-have the same number of environment steps; turns that an expert replays are charged, and so is the
-validation by which the pipeline decides. Learning rates are chosen per method at the full budget on
-dev seeds and dev tasks, by the mean of success and progress; a control takes the rate of the method
-that it controls. Scores are from test tasks at T = 1, one attempt each; AUC is the area under
-success over the budget. Differences are paired by seed, with 95 % t intervals over seeds:
-**above** and **below** are those that do not hold 0. sd is the spread over seeds.
+made on the spot; unless another one is named, the world is `turnwise/Corridor-v1`, where one
+wrong action leads into a side branch. All arms of an experiment begin, seed by seed, with the
+same student, which has imitated the expert up to a given progress in the world where it was shown
+(weights between two checkpoints; the world compared may be another one, and then seeds begin some
+way apart), and have the same number of environment steps; turns that an expert replays are
+charged, and so is the validation by which the pipeline decides; ways that an expert finds for a
+curriculum are given. Learning rates are chosen per method at the full budget on dev seeds and dev
+tasks, by the mean of success and progress; a control takes the rate of the method that it
+controls. Scores are from test tasks at T = 1, one attempt each; AUC is the area under success
+over the budget; methods of imitation have a number of labels in its place. Differences are paired
+by seed, with 95 % t intervals over seeds: **above** and **below** are those that do not hold 0.
+sd is the spread over seeds.
 """
 
 
@@ -59,17 +64,21 @@ def section(about: Experiment, found: Mapping[str, Any]) -> Iterator[str]:
     seeds = len({row["seed"] for row in rows})
     dev = found["dev_seeds"]
     tuned = f"rates from {dev} dev seed{'s' if dev > 1 else ''}" if dev else "one rate for all"
-    yield f"## {about.title}\n\n{about.claim} ({spent}, {seeds} seeds, {tuned}; {env})\n"
+    world = ", ".join(
+        ([] if about.env_id == USUAL else [f"`{about.env_id}`"]) + ([env] if env else [])
+    )
+    yield f"## {about.title}\n\n{about.claim} ({spent}, {seeds} seeds, {tuned}; {world})\n"
     if about.finding:
         yield f"{about.finding}\n"
     yield from _scores(names, rows, found)
     if about.pairs:
-        yield from _differences(about.pairs, rows)
+        yield from _differences(about.pairs, rows, area=found["budget"] > 0)
     yield from _kinds(names, rows)
 
 
 def _scores(names: Sequence[str], rows: Rows, found: Mapping[str, Any]) -> Iterator[str]:
-    yield "| method | success | sd | progress | AUC | updates | rate | by seed |"
+    what = "AUC" if found["budget"] else "labels"
+    yield f"| method | success | sd | progress | {what} | updates | rate | by seed |"
     yield "|---|---|---|---|---|---|---|---|"
     for name, floor in found["floors"].items():
         yield f"| *floor: {name}* | {floor['success']:.3f} | | {floor['progress']:.3f} | | | | |"
@@ -79,6 +88,8 @@ def _scores(names: Sequence[str], rows: Rows, found: Mapping[str, Any]) -> Itera
         mine = [row for row in rows if row["arm"] == name]
         if mine:
             area = f"{fmean(row['auc'] for row in mine):.3f}"
+            if not found["budget"]:
+                area = f"{fmean(row['env_steps'] for row in mine):,.0f}"
             updates = f"{fmean(row['updates'] for row in mine):.0f}"
             yield _score(name, [r["end"] for r in mine], area, updates, f"{mine[0]['rate']:g}")
     yield ""
@@ -95,17 +106,16 @@ def _score(
     return f"| {' | '.join(cells)} |"
 
 
-def _differences(pairs: Sequence[tuple[str, str]], rows: Rows) -> Iterator[str]:
-    yield "| difference | success | | progress | | AUC | |"
-    yield "|---|---|---|---|---|---|---|"
+def _differences(pairs: Sequence[tuple[str, str]], rows: Rows, *, area: bool) -> Iterator[str]:
+    names = ["success", "progress", *(["AUC"] if area else [])]
+    yield f"| difference | {' | | '.join(names)} | |"
+    yield "|---" * (1 + 2 * len(names)) + "|"
     for method, rival in pairs:
         if {method, rival} <= {row["arm"] for row in rows}:
             cells = [f"{method} - {rival}"]
             by = [_by_seed(rows, method), _by_seed(rows, rival)]
-            success, progress, area = (
-                paired(_column(by[0], i), _column(by[1], i)) for i in range(3)
-            )
-            for value in (success, progress, area):
+            for i in range(len(names)):
+                value = paired(_column(by[0], i), _column(by[1], i))
                 cells += [_signed(value), _bold(verdict(value))]
             yield f"| {' | '.join(cells)} |"
     yield ""
@@ -121,7 +131,12 @@ def _column(scores: Mapping[int, tuple[float, float, float]], i: int) -> dict[in
 
 
 def _kinds(names: Sequence[str], rows: Rows) -> Iterator[str]:
-    """Yield shares, KL and weights by kind of turn: mean of the first third, then of the last."""
+    """Yield shares, KL and weights by kind of turn: mean of the first third, then of the last.
+
+    Nothing where the world does not tell kinds apart.
+    """
+    if not any("turns_on" in row["metrics"]["last"] for row in rows):
+        return
     yield "By kind of turn (on the path, in a side branch, after a failure), in the first third of"
     yield "the training steps and in the last: share of turns; KL of a turn to the teacher, nats;"
     yield "mean weight of its tokens.\n"

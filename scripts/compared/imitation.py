@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compared.arms import arms_of_dagger, dagger_pairs
+from compared.arms import arms_of_dagger, arms_without_slips, dagger_pairs
 from compared.regimes import SHELTERED, SLIPPING, experiment
 
 FEW = (
@@ -52,7 +52,7 @@ EXPERIMENTS = (
         "and AUC, as a null should be.",
         env={**SLIPPING, "p_slip": 0.0},
         beginning=SHELTERED,
-        arms=arms_of_dagger(2000)[1:],
+        arms=arms_without_slips(2000),
         pairs=dagger_pairs(2000)[1:2],
         budget=0,
         rates=(5e-3,),

@@ -27,12 +27,12 @@ EXPERIMENTS = (
         "learns the way in three of four: by a turn limit just above the expert's "
         "length, and by B2F, whose slack of one turn is such a limit. Both are above "
         "plain OPD in progress; success is so bimodal (.01 or .5 to .7) that four seeds "
-        "do not tell it apart. F2B shows the whole task after two thirds of the budget, "
-        "and then spends as many turns off the path as OPD, with which it is level. A "
-        "constant cut never shows the last third, and solves nothing. So nothing here "
-        "speaks for the order of a curriculum: what helps is not to play on where one "
-        "is lost. Of three rates B2F and OPD took the middle one, F2B the lowest, all "
-        "by one dev seed.",
+        "do not tell it apart. F2B shows the whole task after a tenth of the budget and "
+        "24 turns after 37 %, and then spends as many turns off the path as OPD, with "
+        "which it is level. A constant cut never shows the last third, and solves "
+        "nothing. So nothing here speaks for the order of a curriculum: what helps is "
+        "not to play on where one is lost. Of three rates B2F and OPD took the middle "
+        "one, F2B the lowest, all by one dev seed.",
         env=PHASED,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
