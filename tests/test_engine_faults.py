@@ -6,6 +6,7 @@ import asyncio
 import time
 from contextlib import ExitStack
 
+import httpx
 import pytest
 import torch
 from servers import (
@@ -31,7 +32,8 @@ from turnwise.agents.engines.client import (
     ServerRefused,
 )
 from turnwise.agents.engines.replicas import NoServer, Replicas
-from turnwise.agents.engines.standin import served
+from turnwise.agents.engines.standin import Settings as Flags
+from turnwise.agents.engines.standin import StandIn, served
 from turnwise.agents.engines.vllm import EngineBroken, VllmEngine
 from turnwise.agents.engines.vllm_weights import SavedWeights, four_phases, hot_lora
 from turnwise.agents.engines.vllm_wire import GENERATE
@@ -256,19 +258,40 @@ def test_without_development_routes_a_server_may_be_used_but_not_updated(stack, 
         engine.update_weights(saved(*small(), tmp_path), 1)
 
 
-def test_a_reload_that_reaches_half_of_the_layers_is_found_out(stack, tmp_path):
-    """vLLM on a CPU answers 200 to such a reload: prepacked layers keep what they had."""
-    from turnwise.agents.engines.standin import Settings as Flags
-    from turnwise.agents.engines.standin import StandIn
+def half_loading():
+    """A stand-in whose reload leaves the projections as they were."""
+    from safetensors.torch import load_file
 
     def half(model, files):
-        from safetensors.torch import load_file
-
         tensors = {k: v for path in files for k, v in load_file(path).items() if "proj" not in k}
         model.load_state_dict(tensors, strict=False)
 
-    app = StandIn(*small(), Flags(max_model_len=MAX_LEN, max_logprobs=64), load=half)
-    engine = engine_on(stack, inside(app))
+    return StandIn(*small(), Flags(max_model_len=MAX_LEN, max_logprobs=64), load=half)
+
+
+def test_a_server_that_is_lost_at_its_probe_does_not_come_back_on_its_own_word(stack, tmp_path):
+    urls = [stack.enter_context(served(app)) for app in (half_loading(), standin())]
+    proxies = [Proxy(url, path="/v1/completions") for url in urls]
+    for proxy in proxies:
+        stack.callback(proxy.close)
+    engine = engine_on(stack, *(proxy.url for proxy in proxies), rest_s=1e-3)
+    model, tokenizer = small(seed=4)
+    proxies[0].seen, proxies[0].breaks = 0, 2  # the probe, and once more
+    engine.update_weights(saved(model, tokenizer, tmp_path), 1)
+    half, whole = engine.replicas.every
+    said = httpx.get(f"{urls[0]}/weight_info").json()
+    assert said == {"weight_version": "step-1"} and proxies[0].seen == 2
+    time.sleep(0.01)
+    for session in "abcd":
+        output = draw(engine, session=session)
+        own = own_logprobs(model, [*PROMPT, *output.token_ids])[len(PROMPT) - 1 :]
+        assert output.logprobs == pytest.approx(own, abs=1e-4)
+    assert whole.alive and not half.alive
+
+
+def test_a_reload_that_reaches_half_of_the_layers_is_found_out(stack, tmp_path):
+    """vLLM on a CPU answers 200 to such a reload: prepacked layers keep what they had."""
+    engine = engine_on(stack, inside(half_loading()))
     with pytest.raises(EngineBroken, match="not those that were saved"):
         engine.update_weights(saved(*small(seed=4), tmp_path), 1)
     with pytest.raises(EngineError, match="version 1 failed"):

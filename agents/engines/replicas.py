@@ -32,6 +32,8 @@ class Replica:
     resting_until: float = 0.0
     """Clock time; 0 for a server that is alive."""
     reason: str = ""
+    proved: int | None = None
+    """Version of the weights that it was proved to hold; what it says itself proves nothing."""
 
     @property
     def alive(self) -> bool:

@@ -225,17 +225,22 @@ class VllmEngine:
         for replica in self.replicas.rested():
             replica.resting_until = self.replicas.clock() + self.replicas.rest_s
             try:
-                if await self._is_current(replica):
+                # A change of weights that began meanwhile has left this one out.
+                if await self._is_current(replica) and self._gate.is_set():
                     self.replicas.revive(replica)
             except EngineError as error:
                 self.replicas.failed(replica, error, at_once=True)
 
     async def _is_current(self, replica: Replica) -> bool:
+        """Return whether it says that it holds the weights that it was proved to hold.
+
+        The version is stamped before the probe: by itself it says what was sent, not what is there.
+        """
         await replica.server.get("/version", deadline_s=10.0)
         if not self._synced:
             return True
         held = (await replica.server.get("/weight_info", deadline_s=10.0)).get("weight_version")
-        return bool(held == version_name(self.version))
+        return held == version_name(self.version) and replica.proved == self.version
 
     # -- scoring -------------------------------------------------------------------------------
 
@@ -293,6 +298,8 @@ class VllmEngine:
         self._gate.clear()
         if not self.wire.spans or self.way is hot_lora:
             await self._until_quiet()
+        for replica in self.replicas.every:
+            replica.proved = None
         replicas = [*self.replicas.living, *self.replicas.rested()]
         renewing = (self._renew(r, source, version) for r in replicas)
         names = await asyncio.gather(*renewing, return_exceptions=True)
@@ -331,8 +338,9 @@ class VllmEngine:
 
     async def _look_at(self, replica: Replica, proved: Sequence[str]) -> None:
         error: EngineError = ServerLost(f"{replica.server.url} was not given these weights")
+        replica.proved = self.version if replica.server.url in proved else None
         try:
-            if replica.server.url in proved and await self._is_current(replica):
+            if replica.proved is not None and await self._is_current(replica):
                 return self.replicas.revive(replica)
         except EngineError as raised:
             error = raised
@@ -348,6 +356,7 @@ class VllmEngine:
         except GONE as error:
             self.replicas.failed(replica, error, at_once=True)
             return ""
+        replica.proved = version
         self.replicas.revive(replica)
         return name
 
