@@ -23,7 +23,7 @@ from servers import (
 )
 from toys import Walks
 
-from turnwise.agents.engines.base import EngineError, GenRequest, Sampling
+from turnwise.agents.engines.base import EngineError, GenRequest, Sampling, ScoreRequest
 from turnwise.agents.engines.client import (
     ProtocolError,
     Server,
@@ -137,6 +137,86 @@ def test_a_dead_server_is_asked_again_after_its_rest_and_serves_if_its_weights_a
     assert not dead.alive, "it is back, with weights of another version"
     engine.update_weights(saved(model, tokenizer, tmp_path), 2)
     assert dead.alive
+
+
+class Failing:
+    """A stand-in that answers requests for tokens badly while `how` says so."""
+
+    def __init__(self) -> None:
+        self.app, self.how, self.asked = standin(), "", 0
+
+    async def __call__(self, scope, receive, send) -> None:
+        self.asked += scope["path"] == "/v1/completions"
+        if self.how == "503" and scope["path"] == "/v1/completions":
+            start = {"type": "http.response.start", "status": 503, "headers": []}
+            await send(start)
+            return await send({"type": "http.response.body", "body": b"overloaded"})
+        await altered(self.app, self._answer)(scope, receive, send)
+
+    def _answer(self, path, answer):
+        if self.how == "lie" and path == "/v1/completions":
+            answer["choices"][0]["token_ids"].append(5)
+        return answer
+
+
+@pytest.mark.parametrize(("how", "most"), [("503", 0), ("lie", 3)])
+def test_a_server_that_answers_badly_is_dead_after_its_strikes_though_it_has_the_least_to_do(
+    stack, how, most
+):
+    bad, lost = Failing(), 0
+    engine = engine_on(stack, inside(bad), inside(standin()), strikes=3, rest_s=3600.0)
+    bad.how, bad.asked = how, 0
+    for n in range(12):
+        try:
+            assert draw(engine, session=str(n), count=2).finish == "length"
+        except ProtocolError:
+            lost += 1
+    assert lost == most and bad.asked == 3
+    assert [replica.alive for replica in engine.replicas.every] == [False, True]
+
+
+def test_the_last_server_is_kept_whatever_it_answers_and_no_request_goes_round_for_ever(stack):
+    apps = Failing(), Failing()
+    engine = engine_on(stack, *map(inside, apps), strikes=2, rest_s=3600.0)
+    for app in apps:
+        app.how, app.asked = "503", 0
+    for n in range(4):
+        with pytest.raises(ServerRefused, match="503: overloaded"):
+            draw(engine, session=str(n))
+    assert sum(app.asked for app in apps) == 2 * 2 + 2
+    assert len(engine.replicas.living) == 1
+    for app in apps:
+        app.how = ""
+    assert draw(engine, session="z").finish == "length"
+
+
+def test_a_request_that_is_wrong_is_no_fault_of_the_server(stack):
+    engine = engine_on(stack, *(inside(standin()) for _ in range(2)), strikes=1)
+    with pytest.raises(ServerRefused, match="answered 400"):
+        draw(engine, [10**6])
+    assert len(engine.replicas.living) == 2
+
+
+# Scores
+
+
+def test_failures_that_lie_apart_kill_no_server_that_scores_and_a_dead_one_comes_back(stack):
+    proxy = Proxy(stack.enter_context(served(standin())), path="/v1/completions")
+    stack.callback(proxy.close)
+    engine = engine_on(stack, proxy.url, strikes=2, rest_s=0.02)
+    wanted = [ScoreRequest(PROMPT)]
+    calm = engine.score(wanted)
+    engine.replicas.rest_s = 3600.0
+    for _ in range(3):
+        proxy.seen, proxy.breaks = 0, 2  # one request, and once more
+        assert engine.score(wanted) == calm
+    engine.replicas.rest_s = 0.02
+    proxy.seen, proxy.breaks = 0, 10**6
+    with pytest.raises(NoServer):
+        engine.score(wanted)
+    proxy.breaks = 0
+    time.sleep(0.05)
+    assert engine.score(wanted) == calm
 
 
 def test_a_session_keeps_its_server_and_a_new_one_gets_the_least_loaded():

@@ -9,11 +9,11 @@ is checked against what was asked; what it holds is proved after every change of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from turnwise.agents.engines.background import Background
 from turnwise.agents.engines.base import (
@@ -24,7 +24,13 @@ from turnwise.agents.engines.base import (
     ScoreOutput,
     ScoreRequest,
 )
-from turnwise.agents.engines.client import Server, ServerLate, ServerLost
+from turnwise.agents.engines.client import (
+    ProtocolError,
+    Server,
+    ServerLate,
+    ServerLost,
+    ServerRefused,
+)
 from turnwise.agents.engines.replicas import Replica, Replicas
 from turnwise.agents.engines.vllm_score import check_scorable, score
 from turnwise.agents.engines.vllm_start import Needs, ServerUnfit, examine
@@ -39,6 +45,7 @@ from turnwise.agents.engines.vllm_weights import (
 )
 from turnwise.agents.engines.vllm_wire import COMPLETIONS, PLAIN, Wire, output_of, version_name
 
+T = TypeVar("T")
 GONE = (ServerLost, ServerLate)
 WAIT_S = 0.005
 """`poll` waits so long for an answer, rather than be asked again at once."""
@@ -185,23 +192,42 @@ class VllmEngine:
             return found
 
     async def _serve(self, request: GenRequest) -> GenOutput:
-        """Ask the session's server, and another one when that died."""
+        return await self._on_one(request.session, lambda replica: self._ask(replica, request))
+
+    async def _on_one(self, session: str, ask: Callable[[Replica], Awaitable[T]]) -> T:
+        """Ask the session's server, and another one when that died or could not answer."""
+        refused: list[Replica] = []
         while True:
             await self._gate.wait()
             await self._ask_rested()
-            replica = self.replicas.of(request.session)
+            replica = self.replicas.of(session, refused)
             replica.load += 1
             self._asking += 1
             try:
-                output = await self._ask(replica, request)
+                answer = await ask(replica)
             except GONE as error:
                 self.replicas.failed(replica, error, at_once=isinstance(error, ServerLate))
+            except (ServerRefused, ProtocolError) as error:
+                refused.append(replica)
+                if not self._others_may(refused, error):
+                    raise
             else:
                 self.replicas.worked(replica)
-                return output
+                return answer
             finally:
                 replica.load -= 1
                 self._asking -= 1
+
+    def _others_may(self, refused: Sequence[Replica], error: ServerRefused | ProtocolError) -> bool:
+        """Count a bad answer of the last of these; return whether to ask a server not among them.
+
+        The last server that lives is kept: with it dead there would be no answers at all.
+        """
+        if isinstance(error, ServerRefused) and error.status < 500:
+            return False  # the request is what is wrong
+        if self.replicas.others(refused[-1:]):
+            self.replicas.failed(refused[-1], error)
+        return isinstance(error, ServerRefused) and bool(self.replicas.others(refused))
 
     async def _ask(self, replica: Replica, request: GenRequest) -> GenOutput:
         # Clipped here: the server would clip without a word.
@@ -261,17 +287,10 @@ class VllmEngine:
         return list(await asyncio.gather(*(self._score(f"score {i}", r) for i, r in named)))
 
     async def _score(self, name: str, request: ScoreRequest) -> ScoreOutput:
-        while True:
-            await self._gate.wait()
-            replica = self.replicas.of(name)
-            replica.load += 1
-            try:
-                return await score(replica.server, request, self.model)
-            except GONE as error:
-                self.replicas.failed(replica, error, at_once=isinstance(error, ServerLate))
-            finally:
-                replica.load -= 1
-                self.replicas.forget(name)
+        try:
+            return await self._on_one(name, lambda r: score(r.server, request, self.model))
+        finally:
+            self.replicas.forget(name)
 
     # -- weights -------------------------------------------------------------------------------
 
