@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from contextlib import ExitStack
 
@@ -23,6 +24,7 @@ from servers import (
 )
 from toys import Walks
 
+from turnwise.agents.engines import client, vllm_weights
 from turnwise.agents.engines.base import EngineError, GenRequest, Sampling, ScoreRequest
 from turnwise.agents.engines.client import (
     ProtocolError,
@@ -35,7 +37,12 @@ from turnwise.agents.engines.replicas import NoServer, Replicas
 from turnwise.agents.engines.standin import Settings as Flags
 from turnwise.agents.engines.standin import StandIn, served
 from turnwise.agents.engines.vllm import EngineBroken, VllmEngine
-from turnwise.agents.engines.vllm_weights import SavedWeights, four_phases, hot_lora
+from turnwise.agents.engines.vllm_weights import (
+    SavedWeights,
+    four_phases,
+    hot_lora,
+    reload_folder,
+)
 from turnwise.agents.engines.vllm_wire import GENERATE
 from turnwise.agents.policy import LLMPolicy
 from turnwise.agents.renderer import Renderer
@@ -169,6 +176,7 @@ def test_a_server_that_answers_badly_is_dead_after_its_strikes_though_it_has_the
     for n in range(12):
         try:
             assert draw(engine, session=str(n), count=2).finish == "length"
+            assert how == "lie" or bad.asked <= n + 1, "it is asked once for each request"
         except ProtocolError:
             lost += 1
     assert lost == most and bad.asked == 3
@@ -253,6 +261,75 @@ def test_there_is_no_engine_without_a_server_that_answers():
         VllmEngine(["localhost:8000"])
     with pytest.raises(ValueError, match="at least one"):
         VllmEngine([])
+
+
+class Hanging:
+    """A stand-in of which some routes give no answer while they are in `at`."""
+
+    def __init__(self) -> None:
+        self.app, self.at = standin(), set()
+
+    async def __call__(self, scope, receive, send) -> None:
+        while scope["path"] in self.at:
+            await asyncio.sleep(0.02)
+        await self.app(scope, receive, send)
+
+
+def test_a_server_that_hangs_in_a_change_of_weights_is_not_waited_for_twice_and_is_named(
+    stack, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(vllm_weights, "LAST_WORD_S", 0.1)
+    monkeypatch.setattr(client, "PATIENCE_S", 0.5)
+    app = Hanging()
+    engine = engine_on(stack, inside(app))
+    engine.replicas.every[0].server.deadline_s = 4.0
+    app.at = {"/collective_rpc", "/resume"}
+    start = time.monotonic()
+    with pytest.raises(EngineBroken, match="/collective_rpc: no answer in 4 s") as broken:
+        engine.update_weights(saved(*small(), tmp_path), 1)
+    assert time.monotonic() - start < 7.5 and "\n" not in str(broken.value)
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "turnwise"]
+    assert said.startswith("http://standin/collective_rpc has not answered for 0.5 s")
+
+
+def test_scores_that_take_long_are_told_once_and_tokens_never(stack, monkeypatch, caplog):
+    app = Hanging()
+    engine = engine_on(stack, inside(app))
+    monkeypatch.setattr(client, "PATIENCE_S", 0.2)
+    app.at = {"/v1/completions"}
+    threading.Timer(0.6, app.at.clear).start()
+    draw(engine)
+    assert not caplog.records
+    monkeypatch.setattr(client, "PATIENCE_S", 1.0)
+    app.at.add("/v1/completions")
+    threading.Timer(1.5, app.at.clear).start()
+    engine.score([ScoreRequest(PROMPT)] * 3)
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "turnwise"]
+    assert said.startswith("http://standin/v1/completions has not answered")
+
+
+def test_who_asks_a_broken_engine_for_scores_is_told_so_and_does_not_wait(stack, tmp_path):
+    app, found = standin(), []
+    (tmp_path / "empty").mkdir()
+
+    async def failing(server, folder, version, model):
+        waiting.start()  # before the gate, while the change goes on
+        await asyncio.sleep(0.3)
+        return await reload_folder(server, tmp_path / "empty", version, model)
+
+    def ask():
+        with pytest.raises(EngineBroken, match="version 1 failed"):
+            engine.score([ScoreRequest(PROMPT)])
+        found.append("told")
+
+    engine = engine_on(stack, inside(app), way=failing)
+    waiting, later = (threading.Thread(target=ask, daemon=True) for _ in range(2))
+    with pytest.raises(EngineBroken):
+        engine.update_weights(saved(*small(), tmp_path / "good"), 1)
+    later.start()
+    for thread in (waiting, later):
+        thread.join(5.0)
+    assert found == ["told"] * 2
 
 
 # Answers

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -73,6 +73,7 @@ class VllmEngine:
         needs: what they must be; they are examined here.
         api_key: for addresses.
         deadline_s: of one answer. A server that misses it is dead.
+        drawing_s: the same for requests for tokens; by default `deadline_s`.
         wire: the route; see `vllm_wire`.
         way: how weights travel; see `vllm_weights`.
         tolerance: of the look at the start and of the probe after each change of weights, mean
@@ -95,6 +96,7 @@ class VllmEngine:
         needs: Needs | None = None,
         api_key: str = "",
         deadline_s: float = 600.0,
+        drawing_s: float | None = None,
         wire: Wire = COMPLETIONS,
         way: Way = reload_folder,
         tolerance: float = TOLERANCE,
@@ -108,13 +110,14 @@ class VllmEngine:
         ]
         self.replicas = Replicas(made, strikes=strikes, rest_s=rest_s)
         self.wire, self.way, self.tolerance = wire, way, tolerance
-        self.shaping = dict(shaping or {})
+        self.shaping, self.drawing_s = dict(shaping or {}), drawing_s
         self.exact = all(PLAIN.get(name) == value for name, value in self.shaping.items())
         self.version, self.broken = 0, ""
         self._synced = False
         self._done: SimpleQueue[tuple[GenRequest, Future[GenOutput]]] = SimpleQueue()
         self._flying: dict[str, tuple[GenRequest, Future[GenOutput]]] = {}
         self._ready: list[GenOutput] = []
+        self._scoring: set[Future[list[ScoreOutput]]] = set()
         self._asking = 0
         self._background = Background()
         self._gate = asyncio.Event()
@@ -234,7 +237,7 @@ class VllmEngine:
         room = self.max_len - len(request.token_ids)
         most, version = min(request.sampling.max_tokens, room), self.version
         body = self.wire.body(request, self.model, most, version_name(version), self.shaping)
-        answer = await replica.server.post(self.wire.path, body)
+        answer = await replica.server.post(self.wire.path, body, deadline_s=self.drawing_s)
         return output_of(self.wire, answer, request, most, version, exact=self.exact)
 
     def end_session(self, session: str) -> None:
@@ -276,11 +279,23 @@ class VllmEngine:
         Raises:
             CannotScore: another temperature, or more candidates than the server gives.
             PromptTooLong: a request does not fit.
+            EngineBroken: a change of weights failed, before or meanwhile.
             EngineError: no server answered.
         """
         for request in requests:
             check_scorable(request, self.max_len)
-        return self._background.run(self._score_all(requests))
+        scores = self._background.start(self._score_all(requests))
+        self._scoring.add(scores)
+        if self.broken:  # nobody would open the gate; `_break` takes what is there before it
+            scores.cancel()
+        try:
+            return scores.result()
+        except CancelledError:
+            if not self.broken:
+                raise
+            raise EngineBroken(self.broken) from None
+        finally:
+            self._scoring.discard(scores)
 
     async def _score_all(self, requests: Sequence[ScoreRequest]) -> list[ScoreOutput]:
         named = enumerate(requests)
@@ -390,6 +405,8 @@ class VllmEngine:
 
     def _break(self, why: str) -> None:
         self.broken = why
+        for scores in list(self._scoring):
+            scores.cancel()
         for session in list(self._flying):
             self.end_session(session)
         self._ready = []
