@@ -84,6 +84,8 @@ ENGINES = [
      "torch.log_softmax(logits, -1) / request.temperature", "engine.py were_sampled_with"),
     (SAMPLING, "torch.where(greedy, logits.argmax(-1), drawn)", "drawn",
      "engine.py greedy_takes"),
+    ("trainers/tutor", "        require_temperature(temperature)\n", "",
+     "served_teacher.py before_one_is_asked"),
     # What else shapes the distribution.
     *((WIRE, f'    "{name}": {plain},\n', "", "engine_traps.py no_default_of_a_server")
       for name, plain in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0),
