@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from contextlib import ExitStack
 
+import httpx
 import pytest
 import torch
 from servers import (
@@ -22,7 +24,8 @@ from servers import (
 )
 from toys import Walks
 
-from turnwise.agents.engines.base import EngineError, GenRequest, Sampling
+from turnwise.agents.engines import client, vllm_weights
+from turnwise.agents.engines.base import EngineError, GenRequest, Sampling, ScoreRequest
 from turnwise.agents.engines.client import (
     ProtocolError,
     Server,
@@ -31,9 +34,15 @@ from turnwise.agents.engines.client import (
     ServerRefused,
 )
 from turnwise.agents.engines.replicas import NoServer, Replicas
-from turnwise.agents.engines.standin import served
+from turnwise.agents.engines.standin import Settings as Flags
+from turnwise.agents.engines.standin import StandIn, served
 from turnwise.agents.engines.vllm import EngineBroken, VllmEngine
-from turnwise.agents.engines.vllm_weights import SavedWeights, four_phases, hot_lora
+from turnwise.agents.engines.vllm_weights import (
+    SavedWeights,
+    four_phases,
+    hot_lora,
+    reload_folder,
+)
 from turnwise.agents.engines.vllm_wire import GENERATE
 from turnwise.agents.policy import LLMPolicy
 from turnwise.agents.renderer import Renderer
@@ -137,6 +146,87 @@ def test_a_dead_server_is_asked_again_after_its_rest_and_serves_if_its_weights_a
     assert dead.alive
 
 
+class Failing:
+    """A stand-in that answers requests for tokens badly while `how` says so."""
+
+    def __init__(self) -> None:
+        self.app, self.how, self.asked = standin(), "", 0
+
+    async def __call__(self, scope, receive, send) -> None:
+        self.asked += scope["path"] == "/v1/completions"
+        if self.how == "503" and scope["path"] == "/v1/completions":
+            start = {"type": "http.response.start", "status": 503, "headers": []}
+            await send(start)
+            return await send({"type": "http.response.body", "body": b"overloaded"})
+        await altered(self.app, self._answer)(scope, receive, send)
+
+    def _answer(self, path, answer):
+        if self.how == "lie" and path == "/v1/completions":
+            answer["choices"][0]["token_ids"].append(5)
+        return answer
+
+
+@pytest.mark.parametrize(("how", "most"), [("503", 0), ("lie", 3)])
+def test_a_server_that_answers_badly_is_dead_after_its_strikes_though_it_has_the_least_to_do(
+    stack, how, most
+):
+    bad, lost = Failing(), 0
+    engine = engine_on(stack, inside(bad), inside(standin()), strikes=3, rest_s=3600.0)
+    bad.how, bad.asked = how, 0
+    for n in range(12):
+        try:
+            assert draw(engine, session=str(n), count=2).finish == "length"
+            assert how == "lie" or bad.asked <= n + 1, "it is asked once for each request"
+        except ProtocolError:
+            lost += 1
+    assert lost == most and bad.asked == 3
+    assert [replica.alive for replica in engine.replicas.every] == [False, True]
+
+
+def test_the_last_server_is_kept_whatever_it_answers_and_no_request_goes_round_for_ever(stack):
+    apps = Failing(), Failing()
+    engine = engine_on(stack, *map(inside, apps), strikes=2, rest_s=3600.0)
+    for app in apps:
+        app.how, app.asked = "503", 0
+    for n in range(4):
+        with pytest.raises(ServerRefused, match="503: overloaded"):
+            draw(engine, session=str(n))
+    assert sum(app.asked for app in apps) == 2 * 2 + 2
+    assert len(engine.replicas.living) == 1
+    for app in apps:
+        app.how = ""
+    assert draw(engine, session="z").finish == "length"
+
+
+def test_a_request_that_is_wrong_is_no_fault_of_the_server(stack):
+    engine = engine_on(stack, *(inside(standin()) for _ in range(2)), strikes=1)
+    with pytest.raises(ServerRefused, match="answered 400"):
+        draw(engine, [10**6])
+    assert len(engine.replicas.living) == 2
+
+
+# Scores
+
+
+def test_failures_that_lie_apart_kill_no_server_that_scores_and_a_dead_one_comes_back(stack):
+    proxy = Proxy(stack.enter_context(served(standin())), path="/v1/completions")
+    stack.callback(proxy.close)
+    engine = engine_on(stack, proxy.url, strikes=2, rest_s=0.02)
+    wanted = [ScoreRequest(PROMPT)]
+    calm = engine.score(wanted)
+    engine.replicas.rest_s = 3600.0
+    for _ in range(3):
+        proxy.seen, proxy.breaks = 0, 2  # one request, and once more
+        assert engine.score(wanted) == calm
+    engine.replicas.rest_s = 0.02
+    proxy.seen, proxy.breaks = 0, 10**6
+    with pytest.raises(NoServer):
+        engine.score(wanted)
+    proxy.breaks = 0
+    time.sleep(0.05)
+    assert engine.score(wanted) == calm
+
+
 def test_a_session_keeps_its_server_and_a_new_one_gets_the_least_loaded():
     replicas = Replicas([Server(f"http://{name}") for name in "abc"])
     homes = [replicas.of(str(n)) for n in range(6)]
@@ -171,6 +261,75 @@ def test_there_is_no_engine_without_a_server_that_answers():
         VllmEngine(["localhost:8000"])
     with pytest.raises(ValueError, match="at least one"):
         VllmEngine([])
+
+
+class Hanging:
+    """A stand-in of which some routes give no answer while they are in `at`."""
+
+    def __init__(self) -> None:
+        self.app, self.at = standin(), set()
+
+    async def __call__(self, scope, receive, send) -> None:
+        while scope["path"] in self.at:
+            await asyncio.sleep(0.02)
+        await self.app(scope, receive, send)
+
+
+def test_a_server_that_hangs_in_a_change_of_weights_is_not_waited_for_twice_and_is_named(
+    stack, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(vllm_weights, "LAST_WORD_S", 0.1)
+    monkeypatch.setattr(client, "PATIENCE_S", 0.5)
+    app = Hanging()
+    engine = engine_on(stack, inside(app))
+    engine.replicas.every[0].server.deadline_s = 4.0
+    app.at = {"/collective_rpc", "/resume"}
+    start = time.monotonic()
+    with pytest.raises(EngineBroken, match="/collective_rpc: no answer in 4 s") as broken:
+        engine.update_weights(saved(*small(), tmp_path), 1)
+    assert time.monotonic() - start < 7.5 and "\n" not in str(broken.value)
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "turnwise"]
+    assert said.startswith("http://standin/collective_rpc has not answered for 0.5 s")
+
+
+def test_scores_that_take_long_are_told_once_and_tokens_never(stack, monkeypatch, caplog):
+    app = Hanging()
+    engine = engine_on(stack, inside(app))
+    monkeypatch.setattr(client, "PATIENCE_S", 0.2)
+    app.at = {"/v1/completions"}
+    threading.Timer(0.6, app.at.clear).start()
+    draw(engine)
+    assert not caplog.records
+    monkeypatch.setattr(client, "PATIENCE_S", 1.0)
+    app.at.add("/v1/completions")
+    threading.Timer(1.5, app.at.clear).start()
+    engine.score([ScoreRequest(PROMPT)] * 3)
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "turnwise"]
+    assert said.startswith("http://standin/v1/completions has not answered")
+
+
+def test_who_asks_a_broken_engine_for_scores_is_told_so_and_does_not_wait(stack, tmp_path):
+    app, found = standin(), []
+    (tmp_path / "empty").mkdir()
+
+    async def failing(server, folder, version, model):
+        waiting.start()  # before the gate, while the change goes on
+        await asyncio.sleep(0.3)
+        return await reload_folder(server, tmp_path / "empty", version, model)
+
+    def ask():
+        with pytest.raises(EngineBroken, match="version 1 failed"):
+            engine.score([ScoreRequest(PROMPT)])
+        found.append("told")
+
+    engine = engine_on(stack, inside(app), way=failing)
+    waiting, later = (threading.Thread(target=ask, daemon=True) for _ in range(2))
+    with pytest.raises(EngineBroken):
+        engine.update_weights(saved(*small(), tmp_path / "good"), 1)
+    later.start()
+    for thread in (waiting, later):
+        thread.join(5.0)
+    assert found == ["told"] * 2
 
 
 # Answers
@@ -256,19 +415,40 @@ def test_without_development_routes_a_server_may_be_used_but_not_updated(stack, 
         engine.update_weights(saved(*small(), tmp_path), 1)
 
 
-def test_a_reload_that_reaches_half_of_the_layers_is_found_out(stack, tmp_path):
-    """vLLM on a CPU answers 200 to such a reload: prepacked layers keep what they had."""
-    from turnwise.agents.engines.standin import Settings as Flags
-    from turnwise.agents.engines.standin import StandIn
+def half_loading():
+    """A stand-in whose reload leaves the projections as they were."""
+    from safetensors.torch import load_file
 
     def half(model, files):
-        from safetensors.torch import load_file
-
         tensors = {k: v for path in files for k, v in load_file(path).items() if "proj" not in k}
         model.load_state_dict(tensors, strict=False)
 
-    app = StandIn(*small(), Flags(max_model_len=MAX_LEN, max_logprobs=64), load=half)
-    engine = engine_on(stack, inside(app))
+    return StandIn(*small(), Flags(max_model_len=MAX_LEN, max_logprobs=64), load=half)
+
+
+def test_a_server_that_is_lost_at_its_probe_does_not_come_back_on_its_own_word(stack, tmp_path):
+    urls = [stack.enter_context(served(app)) for app in (half_loading(), standin())]
+    proxies = [Proxy(url, path="/v1/completions") for url in urls]
+    for proxy in proxies:
+        stack.callback(proxy.close)
+    engine = engine_on(stack, *(proxy.url for proxy in proxies), rest_s=1e-3)
+    model, tokenizer = small(seed=4)
+    proxies[0].seen, proxies[0].breaks = 0, 2  # the probe, and once more
+    engine.update_weights(saved(model, tokenizer, tmp_path), 1)
+    half, whole = engine.replicas.every
+    said = httpx.get(f"{urls[0]}/weight_info").json()
+    assert said == {"weight_version": "step-1"} and proxies[0].seen == 2
+    time.sleep(0.01)
+    for session in "abcd":
+        output = draw(engine, session=session)
+        own = own_logprobs(model, [*PROMPT, *output.token_ids])[len(PROMPT) - 1 :]
+        assert output.logprobs == pytest.approx(own, abs=1e-4)
+    assert whole.alive and not half.alive
+
+
+def test_a_reload_that_reaches_half_of_the_layers_is_found_out(stack, tmp_path):
+    """vLLM on a CPU answers 200 to such a reload: prepacked layers keep what they had."""
+    engine = engine_on(stack, inside(half_loading()))
     with pytest.raises(EngineBroken, match="not those that were saved"):
         engine.update_weights(saved(*small(seed=4), tmp_path), 1)
     with pytest.raises(EngineError, match="version 1 failed"):

@@ -247,6 +247,22 @@ def test_a_server_that_hangs_with_a_batch_in_flight_costs_an_attempt_and_not_the
         assert (hit[0].outcome, hit[0].stop) == (Outcome.INFRA_ERROR, Stop.DEADLINE)
 
 
+def test_the_deadline_of_a_run_is_that_of_its_changes_of_weights(tmp_path):
+    app = standin()
+
+    async def hanging(scope, receive, send):
+        if scope.get("path") == "/collective_rpc":
+            await asyncio.sleep(30)
+        await app(scope, receive, send)
+
+    with (
+        served(hanging) as url,
+        pytest.raises(WeightsNotTaken, match="/collective_rpc: no answer in 6 s") as late,
+    ):
+        run(tmp_path / "run", url, reply_timeout_s=6.0)
+    assert "\n" not in str(late.value)
+
+
 def test_what_a_server_says_is_wrong_reaches_every_process_as_it_is():
     kinds, found = [EngineError], []
     while kinds:

@@ -23,9 +23,15 @@ from turnwise.agents.engines.base import GenRequest, Sampling, ScoreRequest
 from turnwise.agents.engines.client import ProtocolError, Server
 from turnwise.agents.engines.vllm import EngineBroken, VllmEngine
 from turnwise.agents.engines.vllm_score import score
-from turnwise.agents.engines.vllm_weights import four_phases, reload_folder
+from turnwise.agents.engines.vllm_weights import (
+    SavedWeights,
+    four_phases,
+    hot_lora,
+    reload_folder,
+)
 from turnwise.agents.engines.vllm_wire import COMPLETIONS, GENERATE, output_of
-from turnwise.trainers.engines import Sampler
+from turnwise.trainers.engines import Sampler, own_logprobs
+from turnwise.trainers.model import add_lora
 
 torch.set_num_threads(1)
 WIRES = {"completions": COMPLETIONS, "generate": GENERATE}
@@ -270,16 +276,37 @@ def test_new_weights_come_in_the_one_order_that_is_right(stack, tmp_path, way):
     assert asked == ["/pause", *WAYS[way], "/reset_prefix_cache", "/resume", *probe]
 
 
-def test_a_change_of_weights_that_fails_amid_leaves_no_server_paused(stack, tmp_path):
+AMID = {reload_folder: "FileNotFound", four_phases: "FileNotFound", hot_lora: "No adapter found"}
+
+
+@pytest.mark.parametrize("way", AMID, ids=lambda way: way.__name__)
+def test_a_change_of_weights_that_fails_amid_leaves_no_server_paused(stack, tmp_path, way):
     app = standin()
-    engine = engine_on(stack, inside(app))
-    good = saved(*small(), tmp_path / "good")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(EngineBroken, match="Cannot find any model weights"):
-        engine.update_weights(replace(good, folder=tmp_path / "empty"), 1)
-    assert app.served.resumed.is_set()
+    engine = engine_on(stack, inside(app), way=way)
+    good = adapted(tmp_path / "good") if way is hot_lora else saved(*small(), tmp_path / "good")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/model.safetensors").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(EngineBroken, match=AMID[way]):
+        engine.update_weights(replace(good, folder=tmp_path / "torn"), 1)
+    assert app.served.resumed.is_set() and "step-1" not in app.served.versions
     engine.update_weights(good, 2)
     assert draw(engine).versions == ((2, 0, 8),)
+
+
+def adapted(folder) -> SavedWeights:
+    """An adapter that changes nothing, saved."""
+    model = add_lora(small()[0], 2)
+    model.save_pretrained(folder)
+    return SavedWeights(folder, lambda ids: own_logprobs(model, ids), 280)
+
+
+def test_an_update_that_an_earlier_run_left_open_is_in_the_way_once(stack, tmp_path):
+    app = standin()
+    engine = engine_on(stack, inside(app), way=four_phases)
+    app.updating = True
+    with pytest.raises(EngineBroken, match="already active"):
+        engine.update_weights(saved(*small(), tmp_path), 1)
+    engine.update_weights(saved(*small(), tmp_path), 1)
 
 
 def test_what_comes_during_a_change_of_weights_asks_nothing_until_they_are_proved(stack, tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 import ranked
 import torch
@@ -77,6 +79,23 @@ def test_who_adopts_weights_samples_with_them_as_who_brought_them(place):
     finally:
         first.close()
         other.close()
+
+
+def test_who_was_not_proved_does_not_come_back_to_who_adopts_by_the_version_that_it_names(place):
+    with served(standin()) as liar:
+        first = place.engine()
+        other = VllmEngine([place.server(), liar], rest_s=1e-3)
+        try:
+            stamp = {"new_version": "step-1"}
+            assert httpx.post(f"{liar}/update_weight_version", json=stamp).status_code == 200
+            other.adopt(first.held(), 1)
+            for session in "abcd":
+                time.sleep(0.01)
+                draw(other, session=session)
+            assert [replica.alive for replica in other.replicas.every] == [True, False]
+        finally:
+            first.close()
+            other.close()
 
 
 def test_a_server_that_holds_other_weights_than_those_to_adopt_is_never_asked(place):

@@ -24,7 +24,7 @@ from turnwise.trainers.model import load_model, save_model
 from turnwise.trainers.recipes import NAMES, recipe
 from turnwise.trainers.surrogates import token_mean
 from turnwise.trainers.teachers import TeacherMismatch, frozen
-from turnwise.trainers.tutor import NoTeacher
+from turnwise.trainers.tutor import NoTeacher, tutor_for
 
 torch.set_num_threads(1)
 TAUGHT = [n for n in NAMES if (how := recipe(n).distillation) is not None and how.source is None]
@@ -95,6 +95,12 @@ def test_who_reads_a_whole_vocabulary_is_told_so_before_anything_is_played(teach
     with pytest.raises(TeacherMismatch, match="reads the whole vocabulary"):
         run(tmp_path / "run", teacher=teacher[1], recipe=name)
     assert not (tmp_path / "run").exists() and threading.active_count() == threads
+
+
+def test_a_temperature_at_which_no_server_scores_is_refused_before_one_is_asked():
+    how = {"teacher": "http://127.0.0.1:9", "steps": 1}
+    with pytest.raises(TeacherMismatch, match=r"samples at temperature 0\.7.* set temperature 1"):
+        tutor_for(recipe("opd"), None, None, None, temperature=0.7, **how)
 
 
 def test_a_server_that_is_too_short_is_refused_with_what_to_change(tmp_path):

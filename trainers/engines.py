@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from turnwise.agents.engines.vllm_weights import SavedWeights
 
 TOLERANCE = TrainConfig.engine_tolerance
+DRAWING_S = 600.0
+"""After which a server that draws no tokens is dead, at least. That of a short `reply_timeout_s` is
+not: the rollout ends the one episode, and the others on that server go on."""
 
 
 class WeightsNotTaken(EngineError):
@@ -107,7 +110,11 @@ def _embedded(config: TrainConfig, model: nn.Module, slots: int = 0) -> Sampler:
 
 
 def served(
-    addresses: str, tokenizer: Any, max_len: int, tolerance: float = TOLERANCE
+    addresses: str,
+    tokenizer: Any,
+    max_len: int,
+    tolerance: float = TOLERANCE,
+    deadline_s: float = TrainConfig.reply_timeout_s,
 ) -> VllmEngine:
     """Return the engine of a model that vLLM servers hold for good: it samples and scores.
 
@@ -116,6 +123,7 @@ def served(
         tokenizer: the student's; the server must have the same.
         max_len: tokens of the longest episode; a server needs one more, to score it to its end.
         tolerance: nats by which two ways to compute the same may differ there.
+        deadline_s: of one answer, as `reply_timeout_s` of a run.
 
     Raises:
         ServerUnfit: another tokenizer, too short, processed log-probabilities, another version.
@@ -126,7 +134,7 @@ def served(
 
     needs = Needs(max_len=max_len + 1, tokenizer=tokenizer)  # it samples one behind what it scores
     servers, key = addresses_in(addresses), key_of_servers()
-    return VllmEngine(servers, needs=needs, api_key=key, tolerance=tolerance)
+    return VllmEngine(servers, needs=needs, api_key=key, tolerance=tolerance, deadline_s=deadline_s)
 
 
 def key_of_servers() -> str:
@@ -159,6 +167,8 @@ def connected(config: TrainConfig, tokenizer: Any, servers: Sequence[str], key: 
         servers,
         needs=Needs(max_len=config.max_tokens, tokenizer=tokenizer, updates=True),
         api_key=key,
+        deadline_s=config.reply_timeout_s,
+        drawing_s=max(DRAWING_S, config.reply_timeout_s * 2 / 3),
         wire=wire,
         way=way,
         tolerance=config.engine_tolerance,

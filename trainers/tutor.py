@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from turnwise.agents.engines.base import Engine
 from turnwise.agents.engines.functional import base_model
 from turnwise.agents.renderer import Renderer
 from turnwise.envs.types import Episode
 from turnwise.trainers.batch import Row
-from turnwise.trainers.config import is_address
+from turnwise.trainers.config import TrainConfig, is_address
 from turnwise.trainers.contexts import with_context
 from turnwise.trainers.distillation import Distillation
 from turnwise.trainers.engine_teacher import EngineTeacher, likeliest
@@ -118,6 +119,8 @@ def tutor_for(
     teacher: str,
     steps: int,
     tolerance: float = TOLERANCE,
+    temperature: float = 1.0,
+    deadline_s: float = TrainConfig.reply_timeout_s,
 ) -> Tutor | None:
     """Return the tutor of a run, or None for a recipe that has no teacher.
 
@@ -125,11 +128,13 @@ def tutor_for(
         teacher: folder or name of a model with the student's vocabulary, or the address of a
             server that holds one.
         tolerance: of that server; see `turnwise.trainers.engines.served`.
+        temperature: at which the run samples; a server scores at 1 alone.
+        deadline_s: of one answer of that server.
 
     Raises:
         NoTeacher: the recipe needs one and none is named.
         TeacherMismatch: its vocabulary is not the student's, or the recipe reads more of the
-            teacher than a server gives.
+            teacher than a server gives, or another temperature.
         ModelNotFound: there is no such model.
         ServerUnfit, EngineError: see `turnwise.trainers.engines.served`.
     """
@@ -144,20 +149,31 @@ def tutor_for(
             "model with the student's tokenizer, or the address of a server that holds one"
         )
     if is_address(teacher):
-        there = _at_server(how, learner, tokenizer, teacher, tolerance)
-        return Tutor(how, there, steps, renderer)
+        require_temperature(temperature)
+        engine = served(teacher, tokenizer, learner.max_len, tolerance, deadline_s)
+        return Tutor(how, _at_server(how, learner, engine), steps, renderer)
     model, theirs = load_model(teacher)
     require_same_vocabulary(tokenizer, theirs)
     model = model.to(learner.accelerator.device)
     return Tutor(how, frozen(model, learner.max_len), steps, renderer)
 
 
-def _at_server(
-    how: Distillation, learner: Learner, tokenizer: Any, addresses: str, tolerance: float
-) -> EngineTeacher:
+def require_temperature(temperature: float) -> None:
+    """Refuse a run whose tokens a teacher at a server could not score.
+
+    Raises:
+        TeacherMismatch: it does not sample at temperature 1.
+    """
+    if temperature != 1.0:
+        raise TeacherMismatch(
+            f"the run samples at temperature {temperature:g}, and a teacher at a server scores at "
+            "1: set temperature 1, or name a teacher that runs in this process"
+        )
+
+
+def _at_server(how: Distillation, learner: Learner, engine: Engine) -> EngineTeacher:
     student: Any = base_model(learner.model)
     vocabulary = student.get_input_embeddings().weight.shape[0]
-    engine = served(addresses, tokenizer, learner.max_len, tolerance)
     teacher = EngineTeacher(engine, vocabulary, likeliest(how))
     try:
         teacher.require(how)

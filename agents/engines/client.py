@@ -10,14 +10,20 @@ EngineError
 from __future__ import annotations
 
 import asyncio
+import math
+from time import monotonic
 from typing import Any
 
 import httpx
 
 from turnwise.agents.engines.base import EngineError
+from turnwise.agents.faults import log
 
 BROKEN = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
 """A connection that was there and broke. vLLM resets a kept one after an answer of status 500."""
+
+PATIENCE_S = 60.0
+"""Changes of weights and scores that take longer are told in the log."""
 
 
 class ServerLost(EngineError):
@@ -57,6 +63,7 @@ class Server:
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"a server's address begins with http:// or https://, got {url!r}")
         self.deadline_s = deadline_s
+        self._told = -math.inf
         self._client = httpx.AsyncClient(
             base_url=self.url,
             headers={"authorization": f"Bearer {api_key}"} if api_key else {},
@@ -76,6 +83,7 @@ class Server:
         *,
         once: bool = False,
         text: bool = False,
+        told: bool = False,
         deadline_s: float | None = None,
     ) -> Any:
         """Return the JSON with which the server answers.
@@ -83,12 +91,15 @@ class Server:
         Args:
             once: do not ask again on a reset connection: for what changes the server.
             text: the route answers in words, which are returned as they are.
+            told: say in the log when it takes long; what changes the server always is.
 
         Raises:
             ServerLost, ServerLate, ServerRefused, ProtocolError: see the module.
         """
         tries = 1 if once else 2
-        return await self._ask("POST", path, body, deadline_s, tries=tries, text=text)
+        return await self._ask(
+            "POST", path, body, deadline_s, tries=tries, text=text, told=told or once
+        )
 
     async def close(self) -> None:
         """Close every connection."""
@@ -103,14 +114,27 @@ class Server:
         *,
         tries: int,
         text: bool = False,
+        told: bool = False,
     ) -> Any:
         limit = self.deadline_s if deadline_s is None else deadline_s
+        slow = asyncio.get_running_loop().call_later(PATIENCE_S, self._tell, path, limit)
+        if not told:
+            slow.cancel()
         try:
             async with asyncio.timeout(limit):
                 response = await self._send(method, path, body, tries)
         except TimeoutError:
             raise ServerLate(f"{self.url}{path}: no answer in {limit:g} s") from None
+        finally:
+            slow.cancel()
         return self._read(path, response, text)
+
+    def _tell(self, path: str, limit: float) -> None:
+        """Say that an answer is waited for, once for all that wait side by side."""
+        if monotonic() - self._told >= PATIENCE_S:
+            self._told = monotonic()
+            text = "%s%s has not answered for %g s; it is given up after %g s"
+            log.warning(text, self.url, path, PATIENCE_S, limit)
 
     async def _send(self, method: str, path: str, body: Any, tries: int) -> httpx.Response:
         for left in reversed(range(tries)):

@@ -1,12 +1,13 @@
 """Which server an episode is played on: always the same one, whose prefix cache knows it.
 
-A new episode goes to the server with the least to do. A server that fails several times in a row is
-dead: its episodes move to others, and after a rest it is asked whether it is back.
+A new episode goes to the server with the least to do. A server that fails several times in a row,
+by its silence or by its answers, is dead: its episodes move to others, and after a rest it is asked
+whether it is back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -32,6 +33,8 @@ class Replica:
     resting_until: float = 0.0
     """Clock time; 0 for a server that is alive."""
     reason: str = ""
+    proved: int | None = None
+    """Version of the weights that it was proved to hold; what it says itself proves nothing."""
 
     @property
     def alive(self) -> bool:
@@ -68,21 +71,30 @@ class Replicas:
         """Those that are given requests."""
         return [replica for replica in self.every if replica.alive]
 
-    def of(self, session: str) -> Replica:
+    def of(self, session: str, but: Collection[Replica] = ()) -> Replica:
         """Return the server of a session; a new or moved one gets the least loaded.
+
+        Args:
+            but: servers that are not to be asked, unless no other one lives.
 
         Raises:
             NoServer: all are dead.
         """
         home = self._home.get(session)
-        if home is not None and home.alive:
+        if home is not None and home.alive and home not in but:
             return home
         self.forget(session)
         self.require_one()
-        home = min(self.living, key=lambda replica: (replica.load, replica.sessions))
+        home = min(
+            self.others(but) or self.living, key=lambda replica: (replica.load, replica.sessions)
+        )
         self._home[session] = home
         home.sessions += 1
         return home
+
+    def others(self, but: Collection[Replica]) -> list[Replica]:
+        """Return the living ones that are not among these."""
+        return [replica for replica in self.living if replica not in but]
 
     def require_one(self) -> None:
         """Raise NoServer if all are dead."""

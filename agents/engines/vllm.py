@@ -9,11 +9,11 @@ is checked against what was asked; what it holds is proved after every change of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from turnwise.agents.engines.background import Background
 from turnwise.agents.engines.base import (
@@ -24,7 +24,13 @@ from turnwise.agents.engines.base import (
     ScoreOutput,
     ScoreRequest,
 )
-from turnwise.agents.engines.client import Server, ServerLate, ServerLost
+from turnwise.agents.engines.client import (
+    ProtocolError,
+    Server,
+    ServerLate,
+    ServerLost,
+    ServerRefused,
+)
 from turnwise.agents.engines.replicas import Replica, Replicas
 from turnwise.agents.engines.vllm_score import check_scorable, score
 from turnwise.agents.engines.vllm_start import Needs, ServerUnfit, examine
@@ -39,6 +45,7 @@ from turnwise.agents.engines.vllm_weights import (
 )
 from turnwise.agents.engines.vllm_wire import COMPLETIONS, PLAIN, Wire, output_of, version_name
 
+T = TypeVar("T")
 GONE = (ServerLost, ServerLate)
 WAIT_S = 0.005
 """`poll` waits so long for an answer, rather than be asked again at once."""
@@ -66,6 +73,7 @@ class VllmEngine:
         needs: what they must be; they are examined here.
         api_key: for addresses.
         deadline_s: of one answer. A server that misses it is dead.
+        drawing_s: the same for requests for tokens; by default `deadline_s`.
         wire: the route; see `vllm_wire`.
         way: how weights travel; see `vllm_weights`.
         tolerance: of the look at the start and of the probe after each change of weights, mean
@@ -88,6 +96,7 @@ class VllmEngine:
         needs: Needs | None = None,
         api_key: str = "",
         deadline_s: float = 600.0,
+        drawing_s: float | None = None,
         wire: Wire = COMPLETIONS,
         way: Way = reload_folder,
         tolerance: float = TOLERANCE,
@@ -101,13 +110,14 @@ class VllmEngine:
         ]
         self.replicas = Replicas(made, strikes=strikes, rest_s=rest_s)
         self.wire, self.way, self.tolerance = wire, way, tolerance
-        self.shaping = dict(shaping or {})
+        self.shaping, self.drawing_s = dict(shaping or {}), drawing_s
         self.exact = all(PLAIN.get(name) == value for name, value in self.shaping.items())
         self.version, self.broken = 0, ""
         self._synced = False
         self._done: SimpleQueue[tuple[GenRequest, Future[GenOutput]]] = SimpleQueue()
         self._flying: dict[str, tuple[GenRequest, Future[GenOutput]]] = {}
         self._ready: list[GenOutput] = []
+        self._scoring: set[Future[list[ScoreOutput]]] = set()
         self._asking = 0
         self._background = Background()
         self._gate = asyncio.Event()
@@ -185,30 +195,49 @@ class VllmEngine:
             return found
 
     async def _serve(self, request: GenRequest) -> GenOutput:
-        """Ask the session's server, and another one when that died."""
+        return await self._on_one(request.session, lambda replica: self._ask(replica, request))
+
+    async def _on_one(self, session: str, ask: Callable[[Replica], Awaitable[T]]) -> T:
+        """Ask the session's server, and another one when that died or could not answer."""
+        refused: list[Replica] = []
         while True:
             await self._gate.wait()
             await self._ask_rested()
-            replica = self.replicas.of(request.session)
+            replica = self.replicas.of(session, refused)
             replica.load += 1
             self._asking += 1
             try:
-                output = await self._ask(replica, request)
+                answer = await ask(replica)
             except GONE as error:
                 self.replicas.failed(replica, error, at_once=isinstance(error, ServerLate))
+            except (ServerRefused, ProtocolError) as error:
+                refused.append(replica)
+                if not self._others_may(refused, error):
+                    raise
             else:
                 self.replicas.worked(replica)
-                return output
+                return answer
             finally:
                 replica.load -= 1
                 self._asking -= 1
+
+    def _others_may(self, refused: Sequence[Replica], error: ServerRefused | ProtocolError) -> bool:
+        """Count a bad answer of the last of these; return whether to ask a server not among them.
+
+        The last server that lives is kept: with it dead there would be no answers at all.
+        """
+        if isinstance(error, ServerRefused) and error.status < 500:
+            return False  # the request is what is wrong
+        if self.replicas.others(refused[-1:]):
+            self.replicas.failed(refused[-1], error)
+        return isinstance(error, ServerRefused) and bool(self.replicas.others(refused))
 
     async def _ask(self, replica: Replica, request: GenRequest) -> GenOutput:
         # Clipped here: the server would clip without a word.
         room = self.max_len - len(request.token_ids)
         most, version = min(request.sampling.max_tokens, room), self.version
         body = self.wire.body(request, self.model, most, version_name(version), self.shaping)
-        answer = await replica.server.post(self.wire.path, body)
+        answer = await replica.server.post(self.wire.path, body, deadline_s=self.drawing_s)
         return output_of(self.wire, answer, request, most, version, exact=self.exact)
 
     def end_session(self, session: str) -> None:
@@ -225,17 +254,22 @@ class VllmEngine:
         for replica in self.replicas.rested():
             replica.resting_until = self.replicas.clock() + self.replicas.rest_s
             try:
-                if await self._is_current(replica):
+                # A change of weights that began meanwhile has left this one out.
+                if await self._is_current(replica) and self._gate.is_set():
                     self.replicas.revive(replica)
             except EngineError as error:
                 self.replicas.failed(replica, error, at_once=True)
 
     async def _is_current(self, replica: Replica) -> bool:
+        """Return whether it says that it holds the weights that it was proved to hold.
+
+        The version is stamped before the probe: by itself it says what was sent, not what is there.
+        """
         await replica.server.get("/version", deadline_s=10.0)
         if not self._synced:
             return True
         held = (await replica.server.get("/weight_info", deadline_s=10.0)).get("weight_version")
-        return bool(held == version_name(self.version))
+        return held == version_name(self.version) and replica.proved == self.version
 
     # -- scoring -------------------------------------------------------------------------------
 
@@ -245,28 +279,33 @@ class VllmEngine:
         Raises:
             CannotScore: another temperature, or more candidates than the server gives.
             PromptTooLong: a request does not fit.
+            EngineBroken: a change of weights failed, before or meanwhile.
             EngineError: no server answered.
         """
         for request in requests:
             check_scorable(request, self.max_len)
-        return self._background.run(self._score_all(requests))
+        scores = self._background.start(self._score_all(requests))
+        self._scoring.add(scores)
+        if self.broken:  # nobody would open the gate; `_break` takes what is there before it
+            scores.cancel()
+        try:
+            return scores.result()
+        except CancelledError:
+            if not self.broken:
+                raise
+            raise EngineBroken(self.broken) from None
+        finally:
+            self._scoring.discard(scores)
 
     async def _score_all(self, requests: Sequence[ScoreRequest]) -> list[ScoreOutput]:
         named = enumerate(requests)
         return list(await asyncio.gather(*(self._score(f"score {i}", r) for i, r in named)))
 
     async def _score(self, name: str, request: ScoreRequest) -> ScoreOutput:
-        while True:
-            await self._gate.wait()
-            replica = self.replicas.of(name)
-            replica.load += 1
-            try:
-                return await score(replica.server, request, self.model)
-            except GONE as error:
-                self.replicas.failed(replica, error, at_once=isinstance(error, ServerLate))
-            finally:
-                replica.load -= 1
-                self.replicas.forget(name)
+        try:
+            return await self._on_one(name, lambda r: score(r.server, request, self.model))
+        finally:
+            self.replicas.forget(name)
 
     # -- weights -------------------------------------------------------------------------------
 
@@ -293,6 +332,8 @@ class VllmEngine:
         self._gate.clear()
         if not self.wire.spans or self.way is hot_lora:
             await self._until_quiet()
+        for replica in self.replicas.every:
+            replica.proved = None
         replicas = [*self.replicas.living, *self.replicas.rested()]
         renewing = (self._renew(r, source, version) for r in replicas)
         names = await asyncio.gather(*renewing, return_exceptions=True)
@@ -331,8 +372,9 @@ class VllmEngine:
 
     async def _look_at(self, replica: Replica, proved: Sequence[str]) -> None:
         error: EngineError = ServerLost(f"{replica.server.url} was not given these weights")
+        replica.proved = self.version if replica.server.url in proved else None
         try:
-            if replica.server.url in proved and await self._is_current(replica):
+            if replica.proved is not None and await self._is_current(replica):
                 return self.replicas.revive(replica)
         except EngineError as raised:
             error = raised
@@ -348,6 +390,7 @@ class VllmEngine:
         except GONE as error:
             self.replicas.failed(replica, error, at_once=True)
             return ""
+        replica.proved = version
         self.replicas.revive(replica)
         return name
 
@@ -362,6 +405,8 @@ class VllmEngine:
 
     def _break(self, why: str) -> None:
         self.broken = why
+        for scores in list(self._scoring):
+            scores.cancel()
         for session in list(self._flying):
             self.end_session(session)
         self._ready = []

@@ -56,7 +56,7 @@ async def score(server: Server, request: ScoreRequest, model: str) -> ScoreOutpu
         "return_token_ids": True,
     }
     try:
-        answer = await server.post("/v1/completions", body)
+        answer = await server.post("/v1/completions", body, told=True)
     except ServerRefused as error:
         if error.status == 400 and "logprobs" in str(error):
             raise CannotScore(

@@ -13,9 +13,11 @@ server share, and the server's development routes (VLLM_SERVER_DEV_MODE=1).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from turnwise.agents.engines.base import EngineError, GenRequest, Sampling, ScoreRequest
 from turnwise.agents.engines.client import Server, ServerRefused
@@ -28,6 +30,10 @@ Way = Callable[[Server, Path, int, str], Awaitable[str]]
 
 LORA_NAME = "turnwise-policy"
 PROBE_TOKENS, PROBE_DRAWS = 320, 8
+LAST_WORD_S = 10.0
+"""For an answer of a server on which a change of weights has just failed."""
+NO_VERSION = "failed"
+"""What weights are called that a failed change has left."""
 TOLERANCE = 0.02
 """Nats, mean: right for float32; bfloat16 needs about 0.1."""
 
@@ -60,9 +66,18 @@ async def replace_weights(
     try:
         name = await way(server, weights.folder, version, model)
         await server.post("/reset_prefix_cache", once=True)
-    finally:
-        await server.post("/resume", once=True)
+    except BaseException:
+        await _let_go(server, "/resume")
+        raise
+    await server.post("/resume", once=True)
     return name
+
+
+async def _let_go(server: Server, path: str, body: Any = None) -> None:
+    """Leave a server fit for another change after one has failed, which is what is to be told."""
+    with contextlib.suppress(EngineError):
+        deadline_s = min(LAST_WORD_S, server.deadline_s)
+        await server.post(path, body, once=True, deadline_s=deadline_s)
 
 
 async def reload_folder(server: Server, folder: Path, version: int, model: str) -> str:
@@ -81,10 +96,14 @@ async def four_phases(server: Server, folder: Path, version: int, model: str) ->
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     root = {"init_info": {"root": str(folder.resolve())}}
     await server.post("/init_weight_transfer_engine", root, once=True)
-    await server.post("/start_weight_update", once=True)
-    await server.post("/update_weights", {"update_info": {"files": files}}, once=True)
     finish = {"weight_version": version_name(version)}
-    await server.post("/finish_weight_update", finish, once=True)
+    try:
+        await server.post("/start_weight_update", once=True)
+        await server.post("/update_weights", {"update_info": {"files": files}}, once=True)
+        await server.post("/finish_weight_update", finish, once=True)
+    except BaseException:  # one that is left open makes every later change fail at its start
+        await _let_go(server, "/finish_weight_update", {"weight_version": NO_VERSION})
+        raise
     return model
 
 
