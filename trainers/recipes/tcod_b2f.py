@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from turnwise.trainers.curriculum import b2f, drift_below, steadily, success_above
+from turnwise.trainers.curriculum import b2f, paced
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes.opd import opd
 
@@ -35,11 +35,10 @@ def tcod_b2f(
         slack: turns beyond what is left of the expert's way; None, as published, is no limit.
         drift: move whenever |log pi - log T| in the last third of an episode's turns is below
             this, nats, in the mean over `window` steps; in place of `every`.
-        success: move whenever the mean success over `window` steps is above this; likewise.
+        success: move whenever the mean success over `window` steps is at least this; likewise,
+            and not with `drift`.
         limit: holds the log-ratio of one odd token, nats.
     """
-    pace = steadily(every) if drift is None else drift_below(drift, window)
-    pace = pace if success is None else success_above(success, window)
     return replace(
         opd(limit=limit),
         name="tcod_b2f",
@@ -48,7 +47,7 @@ def tcod_b2f(
         "expert; reverse KL as in the code, not KL(T || pi) as in the paper; one row per episode. "
         "Measured with slack 1 (docs/results.md): above OPD in progress, and solves half of the "
         "tasks on two seeds of four; so does OPD with a turn limit just above the expert's length.",
-        curriculum=b2f(pace, slack),
+        curriculum=b2f(paced(every, drift, success, window), slack),
     )
 
 
