@@ -23,6 +23,7 @@ import accelerate  # noqa: F401  (imported once for all)
 import pytest
 import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 from mutants_of_engines import ENGINES
+from mutants_of_methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("sandboxes", "envs", "agents", "trainers", "cli")
@@ -106,6 +107,7 @@ MUTANTS = [
            "    taught = taught or (method.imitation is not None and bool(lesson.teacher))\n", "",
            "test_lesson.py that_imitates"),
     *(Mutant(f"{file}.py", old, new, f"test_{test}") for file, old, new, test in ENGINES),
+    *(Mutant(f"{file}.py", old, new, f"test_{test}") for file, old, new, test in METHODS),
 ]  # fmt: skip
 
 

@@ -90,6 +90,7 @@ def test_a_gate_opens_by_the_mean_of_a_window_that_each_stage_starts_anew():
     won = b2f(success_above(0.5, window=1), slack=0)
     starts = [won(at(n, success=(0.9, 0.2, 0.6)[:n]), TASK).start(5) for n in range(4)]
     assert starts == [4, 3, 3, 2]
+    assert success_above(0.5, window=1)(at(1, success=(0.5,))) == 1  # at least, so that 1 can be
 
 
 def test_what_was_not_measured_opens_no_gate():
@@ -118,6 +119,7 @@ def test_no_schedule_ever_goes_back(seen, bound, window):
         lambda: f2b(steadily(1), most=2, start=3),
         lambda: b2f(steadily(1), slack=-1),
         lambda: drift_below(1.0, window=0),
+        lambda: success_above(1.0, window=0),
         lambda: replace(jobs_for([TASK], run_seed=0, split="train")[0], max_turns=0),
         lambda: Job(TASK, "0", 0, 0, 0, prelude=("a", "b"), prelude_answers=("x",)),
     ],
@@ -407,6 +409,38 @@ def test_a_run_that_is_stopped_and_resumed_goes_as_deep_as_if_it_never_was(tmp_p
     go(tmp_path / "parts", GATED[name](), master, steps=5, resume=True)
     assert same_weights(tmp_path / "parts", tmp_path / "whole")
     assert without_ways(tmp_path / "parts") == without_ways(tmp_path / "whole")
+
+
+HEARD = {"always": lambda n: True, "never": lambda n: False, "odd": lambda n: n % 2}
+
+
+class Spoken(Walks):
+    """Hears a wanted letter always, never, or in answers of an odd number of letters."""
+
+    def __init__(self, hears: str) -> None:
+        super().__init__(length=2)
+        self.hears = HEARD[hears]
+
+    def respond(self, action):
+        return super().respond("a" if self.hears(len(action)) else "z")
+
+
+@pytest.mark.parametrize("hears", HEARD)
+def test_a_run_by_success_goes_deeper_where_tasks_are_solved_and_nowhere_else(
+    tmp_path, master, hears
+):
+    method = recipe("tcod_f2b", success=0.25, window=2, start=2)
+    rows = go(tmp_path, method, master, env=partial(Spoken, hears), steps=6, learning_rate=1e-6)
+    depths, success = ([row[name] for row in rows] for name in ("depth", "success"))
+    assert depths == [2 + climbed(success[:n], lambda mean: mean >= 0.25, 2) for n in range(6)]
+    if hears != "odd":
+        assert depths == {"always": [2, 2, 3, 3, 4, 4], "never": [2] * 6}[hears]
+
+
+@pytest.mark.parametrize("name", ["tcod_f2b", "tcod_b2f"])
+def test_two_gates_are_refused(name):
+    with pytest.raises(ValueError, match=r"drift=0.5 or success=0.2, and not both"):
+        recipe(name, drift=0.5, success=0.2)
 
 
 def without_ways(out):

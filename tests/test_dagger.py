@@ -17,6 +17,7 @@ from fakes import Guess
 from miniatures import naive_logprobs
 from safetensors.torch import load_file
 from test_loop import TINY, config_of, fresh, history, same_weights
+from test_teaching import Silent
 from toys import Fault, Faulty, Walks, crash
 
 from turnwise.agents.engines.base import EngineError, GenRequest
@@ -116,6 +117,15 @@ def test_the_teacher_takes_the_share_of_turns_that_was_intended(rule):
         odds = rule.odds(n)
         error = math.sqrt(max(odds * (1 - odds), 1e-9) / len(took))
         assert abs(np.mean(took) - odds) < 4 * error + 1e-9, (n, np.mean(took), odds)
+
+
+def test_by_chance_who_takes_a_turn_says_nothing_of_the_next():
+    """Shares by turn would be right, too, if a coin were tossed once for each episode."""
+    episodes = played(jobs_of(tasks=100), partial(Walks, length=5), scripted(ByChance(0.5)))
+    who = [[turn.executor for turn in episode.turns] for episode in episodes]
+    pairs = Counter(pair for turns in who for pair in itertools.pairwise(turns))
+    assert sum(pairs.values()) == 400 and len(pairs) == 4
+    assert all(abs(n - 100) < 35 for n in pairs.values()), pairs  # 4 sigma
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
@@ -527,6 +537,26 @@ def test_packed_labels_have_the_gradient_of_one_row_per_label_under_a_divergence
     assert max(float(g.abs().max()) for g in same.values()) < 1e-5
 
 
+@pytest.mark.parametrize("direct", [full(fkl), top_k(fkl, k=5)])
+def test_labels_without_a_teachers_score_leave_a_finite_loss_and_no_trace(direct):
+    pool, teacher = lessons(labelled_episodes()), frozen(models()[1], 128)
+    how = {"direct": direct, "totals": pool.denominators(range(len(pool)))}
+    none, out = gradient(pool.rows(), teacher=Silent(teacher, lambda row: True), **how)
+    assert math.isfinite(out["loss"]) and max(float(g.abs().max()) for g in none.values()) < 1e-7
+    some, out = gradient(pool.rows(), teacher=Silent(teacher, lambda row: row.traj % 2), **how)
+    scored, _ = gradient([r for r in pool.rows() if not r.traj % 2], teacher=teacher, **how)
+    assert math.isfinite(out["loss"]) and max(float(g.abs().max()) for g in some.values()) > 1e-4
+    close(some, scored, atol=1e-6)
+
+
+def test_a_turn_of_the_expert_that_is_labelled_otherwise_teaches_its_label():
+    """As where another teacher labels what was recorded."""
+    (episode, *_) = labelled_episodes(1.0, tasks=2)
+    other = labelled(episode, {0: Label("else", (5, 6, 7))})
+    mine, _ = gradient(lessons([other], distinct=False).rows())
+    close(mine, gradient(one_row_per_label([other]))[0])
+
+
 def test_labels_of_one_episode_share_its_history():
     (episode,) = labelled_episodes(0.0, tasks=2, length=20)[:1]
     rows = lessons([episode]).rows()
@@ -699,6 +729,15 @@ def test_a_teacher_whose_answers_do_not_end_is_not_learnt_from(tmp_path, master,
     with pytest.raises(TeacherFailed, match=r"was cut at .* raise max_new_tokens \(1\)"):
         go(tmp_path / "run", "dagger", **more)
     assert go(tmp_path / "more", "dagger", **{**more, "max_failed": 1.0})[0]["lessons"] == 0
+
+
+def test_labels_of_episodes_that_are_all_cut_short_are_learnt_from(tmp_path, master):
+    """A label is right whatever became of its episode; where the answers are cut, see above."""
+    options = '{"white_box": true, "first": 0.5, "least": 0.5}'
+    more = {"env": partial(Brief, length=5), "max_turns": 2, "recipe_options": options}
+    for row in go(tmp_path / "run", teacher=str(master), steps=2, **more):
+        assert row["truncated"] == 1 and row["success"] == 0 and row["lessons"] > 0
+        assert math.isfinite(row["loss"]) and row["grad_norm"] > 0
 
 
 def test_guided_opd_divides_by_the_tokens_of_both_kinds_of_turns():

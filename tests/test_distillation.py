@@ -547,6 +547,12 @@ def test_the_mixes_are_what_their_formulas_say_at_the_ends():
     assert (mixes.modulated()(rl, b, 0) == rl).all()
 
 
+def test_modulation_strengthens_what_the_teacher_agrees_with_and_weakens_the_rest():
+    rl, b = np.array([1.0, 1.0, -1.0, -1.0]), np.array([0.1, -0.1, 0.1, -0.1])
+    expected = [math.exp(0.1), math.exp(-0.1), -math.exp(-0.1), -math.exp(0.1)]
+    np.testing.assert_allclose(mixes.modulated()(rl, b, 1), expected)
+
+
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-9, 9)), min_size=1), st.floats(0, 1))
 @settings(deadline=None)
 def test_modulation_never_flips_the_sign_of_the_reward(pairs, c):

@@ -141,7 +141,7 @@ def test_every_stage_of_the_pipeline_has_its_reports_on_dev_and_test(whole):
     assert summary["student"]["test"]["floors"].keys() == {"noop", "random"}
 
 
-@pytest.mark.parametrize("stage", ["rl"])
+@pytest.mark.parametrize("stage", ["bridge", "rl"])
 def test_a_pipeline_that_is_killed_before_a_stage_ends_with_the_same_weights(
     whole, tmp_path, stage, monkeypatch
 ):

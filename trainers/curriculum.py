@@ -123,18 +123,31 @@ def _drift_below(progress: Progress, bound: float, window: int) -> int:
 def success_above(bound: float, window: int = 3) -> Pace:
     """One stage each time that enough attempts succeed.
 
-    For `b2f`. An attempt that `f2b` cuts short has not succeeded: give that a `start` of which some
-    tasks are solved, or another pace.
+    An attempt that `f2b` cuts short has not succeeded: give that a `start` in which some tasks are
+    solved, or another pace.
 
     Args:
-        bound: of the mean success over `window` steps since the last stage.
+        bound: the least mean success over `window` steps since the last stage that is enough.
     """
     _require("window", window, 1)
     return partial(_success_above, bound=bound, window=window)
 
 
 def _success_above(progress: Progress, bound: float, window: int) -> int:
-    return climbed(progress.success, partial(operator.lt, bound), window)
+    return climbed(progress.success, partial(operator.le, bound), window)
+
+
+def paced(every: int, drift: float | None, success: float | None, window: int) -> Pace:
+    """Return the pace that a recipe's options name: a gate where one has a bound, else `steadily`.
+
+    Raises:
+        ValueError: both gates have one, or a number is out of range.
+    """
+    if drift is not None and success is not None:
+        raise ValueError(f"one gate, drift={drift} or success={success}, and not both")
+    if drift is not None:
+        return drift_below(drift, window)
+    return steadily(every) if success is None else success_above(success, window)
 
 
 def climbed(seen: Sequence[float], far_enough: Callable[[float], bool], window: int) -> int:

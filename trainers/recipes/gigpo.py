@@ -8,6 +8,8 @@
 
 Published defects, repaired here: an episode of many turns counted many times in A_E; a lone episode
 got its raw reward as advantage; a trajectory that meets a state twice was its own peer group.
+
+Measured where progress is paid turn by turn (docs/results.md): level with GRPO.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from turnwise.trainers.curriculum import drift_below, f2b, steadily
+from turnwise.trainers.curriculum import f2b, paced
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes.opd import opd
 
@@ -27,6 +27,7 @@ def tcod_f2b(
     most: int | None = None,
     start: int = 1,
     drift: float | None = None,
+    success: float | None = None,
     window: int = 3,
     limit: float = 10.0,
     reward: bool = False,
@@ -39,11 +40,13 @@ def tcod_f2b(
         start: turns at the first step.
         drift: one more turn whenever |log pi - log T| in the last third of an episode's turns is
             below this, nats, in the mean over `window` steps; in place of `every`.
+        success: one more turn whenever the mean success over `window` steps is at least this;
+            likewise, and not with `drift`. For tasks of which some can be solved within `start`
+            turns: an attempt that is cut earns no success, so the gate would never open.
         limit: holds the log-ratio of one odd token, nats.
         reward: learn from what the turns that are played earn, too, by turn_rloo's credit: for
             environments that pay on the way, since an attempt that is cut never sees the end.
     """
-    pace = steadily(every) if drift is None else drift_below(drift, window)
     return replace(
         opd(limit=limit, reward=reward),
         name="tcod_f2b",
@@ -53,7 +56,7 @@ def tcod_f2b(
         "stages): at one rate not told from OPD, with a teacher that knows the ways back or "
         "without; with one that does not, below OPD with a turn limit just above the expert's "
         "length, which is what to try first.",
-        curriculum=f2b(pace, most, start),
+        curriculum=f2b(paced(every, drift, success, window), most, start),
     )
 
 

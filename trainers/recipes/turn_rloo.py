@@ -9,6 +9,9 @@ RLOO (arXiv:2402.14740) with the levels of GiGPO (arXiv:2505.10978) and HGPO (ar
 A level counts where its group holds at least two distinct trajectories, which the own action cannot
 influence; the estimate is therefore unbiased for gamma = 1 (tests/test_unbiased.py). The token mean
 then divides the whole batch by one number, its count of tokens: a scale, but a random one.
+
+Measured where progress is paid turn by turn, without histories (docs/results.md): level with GRPO
+in success and .01 below it in progress.
 """
 
 from __future__ import annotations

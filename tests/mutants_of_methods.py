@@ -1,0 +1,122 @@
+"""Faults of methods: (file, what is there, what is there instead, test that finds it)."""
+
+from __future__ import annotations
+
+SIGNALS, DIVERGENCES, MIXES = (f"trainers/{name}" for name in ("signals", "divergences", "mixes"))
+CURRICULUM, COACH, GUARD = (f"trainers/{name}" for name in ("curriculum", "coach", "guard"))
+ADVANTAGES, TURNS, SURROGATES = (
+    f"trainers/{name}" for name in ("advantages", "turns", "surrogates")
+)
+DAGGER, IMITATION = "trainers/dagger", "trainers/imitation"
+POLICY, EXECUTORS, LABELS = "agents/policy", "agents/executors", "agents/labels"
+
+METHODS = [
+    # What a token earns from the teacher.
+    (SIGNALS, "return table.teacher_M - table.old_M", "return table.old_M - table.teacher_M",
+     "distillation.py gradient_of_the_full_reverse_kl"),
+    (SIGNALS, 'reverse_kl(table) + table.column("reverse_kl_M"',
+     'reverse_kl(table) - table.column("reverse_kl_M"', "distillation.py keeps_the_gradient"),
+    (SIGNALS, "return factor * (table.teacher_M - reference_M) - (",
+     "return (table.teacher_M - reference_M) - factor * (", "distillation.py tilted_target"),
+    (SIGNALS, "math.log(share) / (1 - share)", "math.log(share) * (1 - share)",
+     "distillation.py clips_and_floors"),
+    # Direct losses.
+    (DIVERGENCES, "held_MK = entries(p_MK, q_MK).detach()", "held_MK = entries(p_MK, q_MK)",
+     "distillation.py stopping_the_gradient"),
+    (DIVERGENCES, "return rho_M * (_bounded_exp(-d_M) - 1 + d_M)",
+     "return _bounded_exp(-d_M) - 1 + d_M", "distillation.py its_docstring_names"),
+    (DIVERGENCES, "return torch.cat((log_MK, rest_M.log()), -1)", "return log_MK",
+     "distillation.py pulls_nowhere"),
+    (DIVERGENCES, "mixed = torch.logaddexp(p_MK + math.log(1 - beta), q_MK + math.log(beta))",
+     "mixed = torch.logaddexp(p_MK + math.log(beta), q_MK + math.log(1 - beta))",
+     "distillation.py two_divergences"),
+    (DIVERGENCES, "return q_MV.topk(k, -1).indices", "return p_MV.detach().topk(k, -1).indices",
+     "distillation.py of_whom_it_says"),
+    # How signals are mixed, and when.
+    (MIXES, "np.exp(np.clip(np.sign(rl_M) * signal_M, -20, 20))",
+     "np.exp(np.clip(signal_M, -20, 20))", "distillation.py agrees_with"),
+    (MIXES, "return (1 - c) * rl_M + c * signal_M", "return rl_M + c * signal_M",
+     "distillation.py at_the_ends"),
+    (MIXES, "return 1.0 if progress.step < step else then",
+     "return 1.0 if progress.step <= step else then", "distillation.py switch_where_they_say"),
+    (MIXES, "return max(least, first - by * progress.step)", "return first - by * progress.step",
+     "dagger.py beta_falls"),
+    # Where attempts begin and end.
+    (CURRICULUM, "turns = start + pace(progress)", "turns = start + 1 + pace(progress)",
+     "curriculum.py forward_to_backward_grows"),
+    (CURRICULUM, "return way - self.start(way) + self.slack", "return way - self.start(way)",
+     "curriculum.py backward_to_forward_starts"),
+    (CURRICULUM, "stages, since = stages + 1, end", "stages = stages + 1",
+     "curriculum.py mean_of_a_window"),
+    (CURRICULUM, "operator.le, bound", "operator.lt, bound", "curriculum.py mean_of_a_window"),
+    (CURRICULUM, "    if drift is not None and success is not None:\n", "    if False:\n",
+     "curriculum.py two_gates"),
+    (CURRICULUM, "if success is None else success_above(success, window)", "",
+     "curriculum.py run_by_success"),
+    (COACH, 'self.success.append(metrics.get("success", math.nan))',
+     "self.success.append(math.nan)", "curriculum.py as_deep_as"),
+    (COACH, "if not _dropped(e)))", "if e))", "curriculum.py dropped_from_its_group"),
+    ("agents/prelude", "return ScriptedPolicy(recorded, renderer=renderer_of(policy))",
+     'return ScriptedPolicy(recorded, renderer=renderer_of(policy), executor="student")',
+     "curriculum.py teach_nothing"),
+    ("agents/prelude", "return 0 < len(episode.turns) <= played",
+     "return 0 < len(episode.turns) < played", "curriculum.py dropped_from_its_group"),
+    # Who acts, and what is labelled.
+    (POLICY, 'return lambda seat: derive(seat.seed, "mix", seat.turn)',
+     'return lambda seat: derive(seat.seed, "mix")', "dagger.py nothing_of_the_next"),
+    (EXECUTORS, 'derive(seat.seed, "handoff") % (self.most + 1)',
+     'derive(seat.seed, "handoff") % max(self.most, 1)', "dagger.py share_of_turns"),
+    (EXECUTORS, 'return seat.turn >= derive(seat.seed, "handoff")',
+     'return seat.turn >= derive(seat.seed, "handoff", seat.turn)', "dagger.py never_comes_back"),
+    (LABELS, "        if self.wanted(seat):\n",
+     '        if self.wanted(seat) and (seat.env is None or seat.env.step("")):\n',
+     "dagger.py never_steps"),
+    (LABELS, "    error = CUT if turn.finish == \"length\" else label.error\n",
+     "    error = label.error\n", "dagger.py do_not_end"),
+    # Labels to rows.
+    (DAGGER, "direct=[weight] * n, seen=ends[i],", "direct=[weight] * n,",
+     "dagger.py gradient_of_one_row"),
+    (DAGGER, 'return turn.executor != "student" and turn.label_ids == turn.action_ids',
+     'return turn.executor != "student"', "dagger.py labelled_otherwise"),
+    (DAGGER, "row.rest.extend(turn.context_ids if i else ())", "row.rest.extend(())",
+     "dagger.py gradient_of_one_row"),
+    (DAGGER, "len(good) / cap)", "1.0)", "dagger.py drawn_evenly"),
+    (DAGGER, "            key = (history.digest(), turn.label_ids)\n",
+     "            key = (history.digest(), ())\n", "dagger.py equal_labels"),
+    (IMITATION, "return rounds[-k:]", "return rounds[:k]", "dagger.py all_rounds_or_the_newest"),
+    # Credit.
+    (ADVANTAGES, "_sums(deviation_N, g.key_N, g) - _sums(deviation_N, g.cell_N, g)",
+     "_sums(deviation_N, g.key_N, g)", "advantages.py excludes_every_visit"),
+    (ADVANTAGES, "_sums(ones_N, g.key_N, g) - _sums(ones_N, g.cell_N, g)",
+     "_sums(ones_N, g.key_N, g) - 1", "advantages.py excludes_every_visit"),
+    (ADVANTAGES, "inside_N & (rivals_N >= 2))", "inside_N & (rivals_N >= 1))",
+     "advantages.py group_of_one"),
+    (ADVANTAGES, "np.maximum(count_N - ddof, 1)", "np.maximum(count_N, 1)",
+     "advantages.py states_its_ddof"),
+    (TURNS, "+= gamma * returns_N[order_N[here + 1]]", "+= returns_N[order_N[here + 1]]",
+     "advantages.py discounts_within"),
+    (TURNS, "np.diff(table.traj_N[order_N]) != 0", "np.diff(table.traj_N[order_N]) != 9",
+     "advantages.py discounts_within"),
+    (TURNS, "text = repr((group, *states))", "text = repr(states)",
+     "advantages.py do_not_cross_groups"),
+    # The surrogate and its weight.
+    (SURROGATES, "return torch.minimum(free_M, held_M), held_M < free_M",
+     "return torch.maximum(free_M, held_M), held_M < free_M",
+     "surrogates.py worse_of_free_and_clipped"),
+    (SURROGATES, "ratio_M.clamp(1 - low, 1 + high) * advantages_M",
+     "ratio_M.clamp(1 - high, 1 + low) * advantages_M", "surrogates.py worse_of_free_and_clipped"),
+    (SURROGATES, "level_M = _segment_mean(log_ratio_M.detach(), labels_M)",
+     "level_M = _segment_sum(log_ratio_M.detach(), labels_M)", "surrogates.py geometric_ratio"),
+    (SURROGATES, "return 1 / (totals.turns * _lengths(turn_M))",
+     "return 1 / (totals.turns * _lengths(traj_M))", "surrogates.py as_their_formulas_say"),
+    (SURROGATES, "return (_segment_sum(broken_M, traj_M) == 0)", "return (broken_M == 0)",
+     "surrogates.py drops_the_whole_trajectory"),
+    # When a run is left.
+    (GUARD, "        self.model.load_state_dict(self.weights)\n", "        pass\n",
+     "guard.py with_its_best_weights"),
+    (GUARD, "        if best_of(self.seen) == at:\n", "        if True:\n",
+     "guard.py with_its_best_weights"),
+    (GUARD, "at > max(best, self.settle)", "at > best", "guard.py with_its_best_weights"),
+    (GUARD, "(e.success + min(max(e.reward, 0.0), 1.0)) / 2", "e.success",
+     "guard.py within_0_and_1"),
+]  # fmt: skip
