@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,3 +165,12 @@ def test_no_more_logits_are_made_than_may_be_there_at_once():
     sums.sum().backward()
     assert sorted(made) == sorted([3, 3, 3, 1] * 2), "and again in the backward pass"
     assert torch.equal(hidden.grad, torch.full((10, 4), 11.0))
+
+
+def test_the_benchmark_fails_above_half_the_memory_and_on_another_loss():
+    place = Path(__file__).parents[1] / "benchmarks/large_vocabulary.py"
+    is_held = runpy.run_path(str(place))["is_held"]
+    whole = {"loss": 1.0, "grad_norm": 2.0, "peak_mib": 100.0}
+    assert is_held(whole, whole | {"peak_mib": 50.0})
+    assert not is_held(whole, whole | {"peak_mib": 51.0})
+    assert not is_held(whole, whole | {"peak_mib": 50.0, "loss": 1.1})
