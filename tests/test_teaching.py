@@ -384,6 +384,16 @@ def test_a_hint_is_one_more_user_message_before_the_agent_speaks():
     assert longer == renderer.open(both)
 
 
+def test_the_teacher_reads_the_prompt_that_the_template_gives_of_both_messages():
+    _, tokenizer = fresh()
+    renderer, (whole,) = Renderer(tokenizer), episodes_of(qwen3(), groups=1, attempts=1)
+    said = {"role": "user", "content": "walk 7"}
+    row = Row(tuple(renderer.open([said])), [4, 5], [0], [0.0], [0], [1.0], 0)
+    (told,) = with_context([row], whole.episodes, outcome_hint, renderer)
+    hint = {"role": "user", "content": outcome_hint(whole.episodes[0])}
+    assert list(told.hinted().prompt) == renderer.open([said, hint])
+
+
 def test_the_hint_changes_the_scores_of_the_same_tokens_and_its_hits_are_counted():
     model, tokenizer = fresh()
     groups = episodes_of(model) if len(tokenizer) >= VOCAB else None

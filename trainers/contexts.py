@@ -1,8 +1,9 @@
 """What the teacher reads and the student does not: text spliced into the teacher's prompt.
 
 The student's tokens behind the prompt are the same ids in the same order for both, so the map from
-teacher to student positions is a shift; `Row.hinted` asserts it, and a hint that is empty is
-refused: a privileged context that silently never fires is the bug to fear (tests count the hits).
+teacher to student positions is a shift; `ModelTeacher` asserts that the tokens are the same. A
+privileged context that silently never fires is the bug to fear: the log counts the rows that have
+one (`teacher_context`).
 """
 
 from __future__ import annotations

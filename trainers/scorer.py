@@ -11,8 +11,10 @@ have at most S tokens and at most P in front; H heads, K key-value heads, E head
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ from turnwise.agents.engines.functional import (
 )
 from turnwise.trainers.batch import Packed
 from turnwise.trainers.precision import Precision, fp32, recomputed
-from turnwise.trainers.vocabulary import LOGITS_AT_ONCE, Find, by_parts
+from turnwise.trainers.vocabulary import LOGITS_AT_ONCE, Find, by_parts, rows_at_once
 
 
 class Scorer:
@@ -119,15 +121,29 @@ class Scorer:
     def by_parts(self, packed: Packed) -> Callable[[slice], Tensor]:
         """Return what gives the logits of some of the trained tokens, [m, V], when it is called.
 
+        They have this scorer's precision, also where another one's is in force by then.
+
         Raises:
             ValueError: a row is longer than `max_len`.
         """
         self._require_short(packed)
         if self.decoder is None:
             return self._by_model(packed).__getitem__
-        decoder, attend = self.decoder, _Layout(packed).attend
-        hidden_MD = decoder.hidden(packed.ids_N, packed.positions_N, attend)[packed.at_M]
-        return lambda part: decoder.logits(hidden_MD[part])
+        decoder, device = self.decoder, packed.ids_N.device
+        with self._own_precision(device) as attending:
+            attend = attending(_Layout(packed).attend)
+            hidden_MD = decoder.hidden(packed.ids_N, packed.positions_N, attend)[packed.at_M]
+
+        def of(part: slice) -> Tensor:
+            with self._own_precision(device):
+                return decoder.logits(hidden_MD[part])
+
+        return of
+
+    @contextmanager
+    def _own_precision(self, device: torch.device) -> Iterator[Callable[[Attend], Attend]]:
+        with torch.autocast(device.type, enabled=False), self.precision(device) as attending:
+            yield attending
 
     def _run(self, packed: Packed, find: Find | None) -> tuple[Tensor, ...]:
         self._require_short(packed)
@@ -154,8 +170,8 @@ class Scorer:
         hidden_MD = self.decoder.hidden(ids_N, positions_N, attend)[at_M]
         if find is None:
             return (self.decoder.logits(hidden_MD),)
-        words = base_model(self.model).config.vocab_size  # type: ignore[union-attr]
-        rows = max(1, self.logits_at_once // int(words))  # type: ignore[arg-type]
+        config: Any = base_model(self.model).config
+        rows = rows_at_once(self.logits_at_once, int(config.vocab_size))
         return by_parts(self.decoder.logits, hidden_MD, find, rows)
 
     def _by_model(self, packed: Packed) -> Tensor:

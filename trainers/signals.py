@@ -1,8 +1,9 @@
 """What a token earns from the teacher: detached advantages b_t on the sampled tokens.
 
 With gamma = 0 their expectation is the gradient of KL(pi || target) at each position, the prefix
-held fixed; the target is the teacher, unless a piece says otherwise (tests/test_signals.py shows it
-by enumeration). A token without a score is NaN here and masked by who mixes.
+held fixed; the target is the teacher, unless a piece says otherwise
+(tests/test_distillation.py shows it by enumeration). A token without a score is NaN here and
+masked by who mixes.
 """
 
 from __future__ import annotations

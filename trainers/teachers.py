@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,11 @@ from turnwise.agents.engines.functional import base_model
 from turnwise.trainers.batch import Packed, Row, pack, totals_of
 from turnwise.trainers.scorer import Scorer
 from turnwise.trainers.surrogates import token_mean
+from turnwise.trainers.vocabulary import LOGITS_AT_ONCE, parts_of, rows_at_once
+
+Value = TypeVar("Value")
+Scored = Callable[[slice], Tensor]
+"""Which of the M trained tokens -> log T over the vocabulary of those, [m, V]."""
 
 
 class TeacherMismatch(ValueError):
@@ -78,17 +84,32 @@ class Chooses(Protocol):
         ...
 
 
-def chosen_by(teacher: Teacher, packed: Packed, vocabulary: int) -> Tensor:
+def chosen_by(
+    teacher: Teacher, packed: Packed, vocabulary: int, at_once: int = LOGITS_AT_ONCE
+) -> Tensor:
     """Return log T of each trained token, from all of the vocabulary if there is no other way. [M]
+
+    Args:
+        at_once: a teacher in this process holds so many of its log-probabilities at a time.
 
     Raises:
         TeacherMismatch: see `scores_by`.
     """
+    if isinstance(teacher, Several):
+        return teacher.mixed(packed, lambda one: chosen_by(one, packed, vocabulary, at_once))
     if isinstance(teacher, Chooses):
         chosen_M = teacher.chosen(packed)
         _require_rows(chosen_M, packed)
         return chosen_M
-    return scores_by(teacher, packed, vocabulary).gather(-1, packed.target_M[:, None])[:, 0]
+    taught = scores_by_parts(teacher, packed, vocabulary)
+    parts = parts_of(len(packed.target_M), rows_at_once(at_once, vocabulary))
+    with torch.no_grad():
+        return torch.cat([chosen_of(taught(part), packed, part) for part in parts])
+
+
+def chosen_of(scores_mV: Tensor, packed: Packed, part: slice) -> Tensor:
+    """Return what the scores of a part of the trained tokens say of the tokens themselves. [m]"""
+    return scores_mV.gather(-1, packed.target_M[part, None])[:, 0]
 
 
 def _require_rows(scores_MV: Tensor, packed: Packed) -> None:
@@ -114,26 +135,33 @@ class ModelTeacher:
         self.model = model.requires_grad_(False).eval()
         self.max_len, self.scorer, self.follow = max_len, Scorer(self.model, max_len), follow
 
-    @torch.no_grad()
     def logprobs(self, packed: Packed) -> Tensor:
         """Return log T over the vocabulary at each trained token. [M, V]
+
+        Rows that a hint makes longer than the model has positions have no score.
+        """
+        with torch.no_grad():
+            return self.by_parts(packed)(slice(None))
+
+    @torch.no_grad()
+    def by_parts(self, packed: Packed) -> Scored:
+        """Return what gives log T of some of the trained tokens, [m, V], when it is called.
 
         Rows that a hint makes longer than the model has positions have no score.
         """
         self.scorer.make_room(self.max_len + max((len(row.hint) for row in packed.rows), default=0))
         fits = [not row.hint or _length(row) <= self._positions for row in packed.rows]
         if all(fits):
-            return self._scores(_with_hints(packed))
-        fits_M = [fit for fit, row in zip(fits, packed.rows, strict=True) for _ in row.trained]
-        whole_MV = packed.temperature_M.new_full((len(fits_M), self._width), torch.nan)
-        if any(fits):
-            rows = [row for fit, row in zip(fits, packed.rows, strict=True) if fit]
-            mine_M = torch.tensor(fits_M, device=whole_MV.device)
-            whole_MV[mine_M] = self._scores(_packed(rows, packed.ids_N.device))
-        return whole_MV
+            return self._scored(_with_hints(packed))
+        rows = [row for fit, row in zip(fits, packed.rows, strict=True) if fit]
+        device = packed.ids_N.device
+        fits_M = torch.tensor(_of_tokens(fits, packed.rows), dtype=torch.bool, device=device)
+        taught = self._scored(_packed(rows, device)) if rows else None
+        return partial(_scored_where, fits_M, taught, self._width)
 
-    def _scores(self, seen: Packed) -> Tensor:
-        return (self.scorer.logits(seen) / seen.temperature_M[:, None]).log_softmax(-1)
+    def _scored(self, seen: Packed) -> Scored:
+        logits = self.scorer.by_parts(seen)
+        return lambda part: (logits(part) / seen.temperature_M[part, None]).log_softmax(-1)
 
     @property
     def _positions(self) -> int:
@@ -143,13 +171,6 @@ class ModelTeacher:
     def _width(self) -> int:
         config: Any = self.model.config
         return int(config.vocab_size)
-
-    @torch.no_grad()
-    def by_parts(self, packed: Packed) -> Callable[[slice], Tensor]:
-        """Return what gives log T of some of the trained tokens, [m, V], when it is called."""
-        seen = _with_hints(packed)
-        logits = self.scorer.by_parts(seen)
-        return lambda part: (logits(part) / seen.temperature_M[part, None]).log_softmax(-1)
 
     @torch.no_grad()
     def after_update(self, model: nn.Module, updates: int) -> None:
@@ -167,19 +188,36 @@ class ModelTeacher:
         self.model.load_state_dict(state)
 
 
-def scores_by_parts(teacher: Teacher, packed: Packed, vocabulary: int) -> Callable[[slice], Tensor]:
+def scores_by_parts(teacher: Teacher, packed: Packed, vocabulary: int) -> Scored:
     """Return what gives log T of some of the trained tokens, [m, V], without a graph.
 
-    A teacher of another kind than `ModelTeacher`, or one that reads hints, scores all at once.
+    A teacher of another kind than `ModelTeacher`, alone or as one of `Several`, scores all at once.
 
     Raises:
         TeacherMismatch: see `scores_by`.
     """
     with torch.no_grad():
-        if not isinstance(teacher, ModelTeacher) or any(row.hint for row in packed.rows):
+        if isinstance(teacher, Several):
+            return teacher.by_parts(packed, vocabulary)
+        if not isinstance(teacher, ModelTeacher):
             return scores_by(teacher, packed, vocabulary).__getitem__
         taught = teacher.by_parts(packed)
     return lambda part: _of_the_student(taught(part), vocabulary)
+
+
+def _of_tokens(by_row: Sequence[Value], rows: Sequence[Row]) -> list[Value]:
+    """What each trained token's row has. [M]"""
+    return [value for row, value in zip(rows, by_row, strict=True) for _ in row.trained]
+
+
+def _scored_where(there_M: Tensor, taught: Scored | None, width: int, part: slice) -> Tensor:
+    """Return the scores of a part, [m, width], of which `taught` knows those that are there."""
+    there_m = there_M[part]
+    scores_mV = torch.full((len(there_m), width), torch.nan, device=there_M.device)
+    if taught is not None and there_m.any():
+        first = int(there_M[: part.indices(len(there_M))[0]].sum())
+        scores_mV[there_m] = taught(slice(first, first + int(there_m.sum())))
+    return scores_mV
 
 
 def _with_hints(packed: Packed) -> Packed:
@@ -247,17 +285,62 @@ class Several:
 
     def logprobs(self, packed: Packed) -> Tensor:
         """Return each token's score by its own teacher. [M, V]"""
-        by_row = [self.choose(row) for row in packed.rows]
-        of_M = [index for row, index in zip(packed.rows, by_row, strict=True) for _ in row.trained]
+
+        def scores_of(teacher: Teacher) -> Tensor:
+            scores_MV = teacher.logprobs(packed)
+            _require_rows(scores_MV, packed)
+            return scores_MV
+
+        return self.mixed(packed, scores_of)
+
+    def mixed(self, packed: Packed, scores_of: Callable[[Teacher], Tensor]) -> Tensor:
+        """Return of what each teacher gives, [M] or [M, V], the rows that are its own.
+
+        Raises:
+            TeacherMismatch: no row of the batch has a teacher.
+        """
         found: Tensor | None = None
-        for index, teacher in enumerate(self.teachers):
-            mine_M = torch.tensor([i == index for i in of_M], device=packed.ids_N.device)
-            if mine_M.any():
-                scores_MV = teacher.logprobs(packed)
-                _require_rows(scores_MV, packed)
-                found = torch.full_like(scores_MV, torch.nan) if found is None else found
-                found[mine_M] = scores_MV[mine_M]
-        if found is None:
+        for teacher, mine_M in self._chosen(packed):
+            scores = scores_of(teacher)
+            found = torch.full_like(scores, torch.nan) if found is None else found
+            found[mine_M] = scores[mine_M]
+        assert found is not None
+        return found
+
+    def by_parts(self, packed: Packed, vocabulary: int) -> Scored:
+        """Return what gives log T of some of the trained tokens, each by its own teacher.
+
+        Args:
+            vocabulary: the student's, of which the teachers' may be more.
+
+        Raises:
+            TeacherMismatch: no row of the batch has a teacher, or see `scores_by`.
+        """
+        taught = [
+            (scores_by_parts(teacher, packed, vocabulary), mine_M)
+            for teacher, mine_M in self._chosen(packed)
+        ]
+
+        def of(part: slice) -> Tensor:
+            tokens = len(packed.target_M[part])
+            found_mV = packed.temperature_M.new_full((tokens, vocabulary), torch.nan)
+            for scores, mine_M in taught:
+                if (mine_m := mine_M[part]).any():
+                    found_mV[mine_m] = scores(part)[mine_m]
+            return found_mV
+
+        return of
+
+    def _chosen(self, packed: Packed) -> list[tuple[Teacher, Tensor]]:
+        """The teachers that have a row here, and which of the M tokens are theirs."""
+        of_M = _of_tokens([self.choose(row) for row in packed.rows], packed.rows)
+        device = packed.ids_N.device
+        found = [
+            (teacher, torch.tensor([i == index for i in of_M], device=device))
+            for index, teacher in enumerate(self.teachers)
+            if index in of_M
+        ]
+        if not found:
             raise TeacherMismatch(
                 f"no row of the batch has one of the {len(self.teachers)} teachers"
             )

@@ -19,14 +19,17 @@ from turnwise.trainers.divergences import rkl
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.mixes import Progress
 from turnwise.trainers.surrogates import token_mean
-from turnwise.trainers.teachers import Teacher, chosen_by, scores_by
+from turnwise.trainers.teachers import Teacher, chosen_by, chosen_of, scores_by_parts
 from turnwise.trainers.tokens import TokenTable
 from turnwise.trainers.turns import TurnTable
+from turnwise.trainers.vocabulary import parts_of, rows_at_once
 
 TOP = 16
 """K of the overlap of top-K sets (Prune-OPD)."""
-OF_STUDENT = {"reverse_kl", "entropy", "overlap"}
-"""Columns that ask for the student's distribution, too."""
+OF_ALL: tuple[Column, ...] = ("top", "reverse_kl", "entropy", "overlap")
+"""Columns that ask for distributions over the whole vocabulary."""
+OF_STUDENT: set[Column] = {"reverse_kl", "entropy", "overlap"}
+"""Those that ask for the student's, too."""
 
 
 def distil(
@@ -117,34 +120,52 @@ def score(
 def _score_part(
     packed: Packed, learner: Learner, teacher: Teacher, needs: Sequence[Column]
 ) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    if {"top", *OF_STUDENT} & set(needs):
-        teacher_MV = scores_by(teacher, packed, learner.vocabulary)
-        found["teacher_M"] = teacher_MV.gather(-1, packed.target_M[:, None])[:, 0]
-        if "top" in needs:
-            found["top_M"] = teacher_MV.max(-1).values.exp()
-        if OF_STUDENT & set(needs):
-            found |= _of_both(learner.log_distribution(packed), teacher_MV, needs)
+    at_once = learner.scorer.logits_at_once
+    if set(OF_ALL) & set(needs):
+        found = _of_distributions(packed, learner, teacher, needs)
     else:
-        found["teacher_M"] = chosen_by(teacher, packed, learner.vocabulary)
+        found = {"teacher_M": chosen_by(teacher, packed, learner.vocabulary, at_once)}
     if "reference" in needs:
         found["reference_M"] = learner.reference_logprobs(packed)
     if "against" in needs:
         bare = [replace(row, hint=(), hint_at=0) for row in packed.rows]
         again = replace(packed, rows=bare)
-        found["against_M"] = chosen_by(teacher, again, learner.vocabulary)
+        found["against_M"] = chosen_by(teacher, again, learner.vocabulary, at_once)
     return found
 
 
-def _of_both(student_MV: Tensor, teacher_MV: Tensor, needs: Sequence[Column]) -> dict[str, Tensor]:
+def _of_distributions(
+    packed: Packed, learner: Learner, teacher: Teacher, needs: Sequence[Column]
+) -> dict[str, Tensor]:
+    """Return the columns that take all of the vocabulary, a part of the tokens at a time."""
+    taught = scores_by_parts(teacher, packed, learner.vocabulary)
+    names = ("teacher_M", *(f"{name}_M" for name in OF_ALL if name in needs))
+
+    def find(logits: Tensor | None, part: slice) -> tuple[Tensor, ...]:
+        teacher_mV = taught(part)
+        found = {"teacher_M": chosen_of(teacher_mV, packed, part)}
+        found["top_M"] = teacher_mV.max(-1).values.exp()
+        if logits is not None:
+            student_mV = (logits / packed.temperature_M[part, None]).log_softmax(-1)
+            found |= _of_both(student_mV, teacher_mV, needs)
+        return tuple(found[name] for name in names)
+
+    if OF_STUDENT & set(needs):
+        return dict(zip(names, learner.scorer.each(packed, find), strict=True))
+    rows = rows_at_once(learner.scorer.logits_at_once, learner.vocabulary)
+    parts = [find(None, part) for part in parts_of(len(packed.target_M), rows)]
+    return dict(zip(names, map(torch.cat, zip(*parts, strict=True)), strict=True))
+
+
+def _of_both(student_mV: Tensor, teacher_mV: Tensor, needs: Sequence[Column]) -> dict[str, Tensor]:
     found = {}
     if "reverse_kl" in needs:
-        found["reverse_kl_M"] = rkl(student_MV, teacher_MV).sum(-1)
+        found["reverse_kl_M"] = rkl(student_mV, teacher_mV).sum(-1)
     if "entropy" in needs:
-        found["entropy_M"] = -(student_MV.exp() * student_MV).sum(-1)
+        found["entropy_M"] = -(student_mV.exp() * student_mV).sum(-1)
     if "overlap" in needs:
-        k = min(TOP, student_MV.shape[-1])
-        mine, theirs = student_MV.topk(k, -1).indices, teacher_MV.topk(k, -1).indices
+        k = min(TOP, student_mV.shape[-1])
+        mine, theirs = student_mV.topk(k, -1).indices, teacher_mV.topk(k, -1).indices
         shared = (mine[:, :, None] == theirs[:, None, :]).any(-1).double().mean(-1)
         found["overlap_M"] = shared
     return found

@@ -22,6 +22,16 @@ LOGITS_AT_ONCE = 2**24
 again."""
 
 
+def parts_of(tokens: int, rows: int) -> list[slice]:
+    """Return consecutive slices of so many rows each: all of `tokens`; one, if there are none."""
+    return [slice(first, first + rows) for first in range(0, max(tokens, 1), rows)]
+
+
+def rows_at_once(logits: int, words: int) -> int:
+    """Return of how many tokens so many logits are, one at least."""
+    return max(1, logits // words)
+
+
 def by_parts(
     head: Callable[[Tensor], Tensor], hidden_MD: Tensor, find: Find, rows: int
 ) -> tuple[Tensor, ...]:
@@ -37,10 +47,8 @@ def by_parts(
     def of(hidden_mD: Tensor, part: slice) -> tuple[Tensor, ...]:
         return find(head(hidden_mD), part)
 
-    found = []
-    for first in range(0, len(hidden_MD), rows):
-        part = slice(first, first + rows)
-        found.append(_forgotten(of, hidden_MD[part], part))
+    parts = parts_of(len(hidden_MD), rows)
+    found = [_forgotten(of, hidden_MD[part], part) for part in parts]
     return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
