@@ -165,6 +165,16 @@ def test_more_sessions_than_slots_are_evicted_and_draw_the_same(at_once):
     assert crowded.stats.evictions > 0
 
 
+@pytest.mark.parametrize("max_len", [4, 12])
+def test_an_engine_of_few_positions_fills_them_all(max_len):
+    engine = engine_of(max_len=max_len)
+    assert isinstance(engine.cache, Slab)
+    output = one(engine, [1, 2], max_tokens=max_len - 2)
+    assert len(output.token_ids) == max_len - 2
+    roomy = engine_of(engine.model)
+    assert output.token_ids == one(roomy, [1, 2], max_tokens=max_len - 2).token_ids
+
+
 @pytest.mark.parametrize("cache", [Slab, Recompute])
 def test_a_rewritten_history_is_read_anew_from_the_first_token_that_differs(cache):
     engine, prompt = engine_of(), list(range(1, 21))

@@ -124,10 +124,6 @@ class Learner:
         """
         return found_by_all(rows, self.micro_tokens, find, level=self.weights.level)
 
-    def log_distribution(self, packed: Packed) -> Tensor:
-        """Return log pi over the vocabulary at each trained token, with its graph. [M, V]"""
-        return (self.scorer.logits(packed) / packed.temperature_M[:, None]).log_softmax(-1)
-
     def improve(
         self,
         rows: Sequence[Row],

@@ -149,6 +149,8 @@ def full_causal(decoder: Decoder, ids: Tensor) -> Tensor:
 def prove(model: nn.Module, decoder: Decoder, *, tolerance: float = 1e-4, tokens: int = 12) -> None:
     """Compare logits and gradients of `decoder` with the Hugging Face forward.
 
+    A decoder of fewer than `tokens` positions is compared over those that it has.
+
     Args:
         tolerance: largest absolute difference of logits, and relative of the gradient; 50 times
             as much below float32.
@@ -158,7 +160,8 @@ def prove(model: nn.Module, decoder: Decoder, *, tolerance: float = 1e-4, tokens
     """
     weight = decoder.embed.weight
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(weight.shape[0], (2, tokens), generator=generator).to(weight.device)
+    shape = (2, min(tokens, decoder.max_len))
+    ids = torch.randint(weight.shape[0], shape, generator=generator).to(weight.device)
     slack = tolerance if weight.dtype == torch.float32 else 50 * tolerance
     training = model.training
     model.eval()
