@@ -23,6 +23,7 @@ from turnwise.trainers.engines import own_logprobs
 from turnwise.trainers.loop import train
 from turnwise.trainers.model import load_model
 from turnwise.trainers.run_folder import RunFolderError
+from turnwise.trainers.teachers import TeacherMismatch
 
 torch.set_num_threads(1)
 HOW = [("reload", "completions"), ("phases", "generate")]
@@ -180,6 +181,9 @@ def test_what_is_wrong_with_the_engine_is_said_before_anything_is_played(tmp_pat
     ):
         run(tmp_path / "c", url)
     assert not (tmp_path / "c/episodes.jsonl").exists()
+    with pytest.raises(TeacherMismatch, match="set temperature 1"):
+        run(tmp_path / "d", teacher="http://127.0.0.1:9", recipe="opd", temperature=0.7)
+    assert not (tmp_path / "d/episodes.jsonl").exists()
 
 
 def give_back(url: str, model, folder: Path) -> None:

@@ -130,8 +130,8 @@ class Rounds:
             return self._acting(EmbeddedEngine(model, slots=slots, max_len=most))
         if is_address(self.config.teacher):
             most, tokenizer = self.config.max_tokens, self.trainee.tokenizer
-            near = self.config.engine_tolerance
-            self.server = served(self.config.teacher, tokenizer, most, near)
+            near, late = self.config.engine_tolerance, self.config.reply_timeout_s
+            self.server = served(self.config.teacher, tokenizer, most, near, late)
             return self._acting(self.server)
         if self.config.teacher.startswith(BLACK_BOX):
             return self._black_box(env)

@@ -226,6 +226,8 @@ def _tutor(config: TrainConfig, recipe: Recipe, trainee: Trainee) -> Tutor | Non
         teacher=config.teacher,
         steps=config.steps,
         tolerance=config.engine_tolerance,
+        temperature=config.temperature,
+        deadline_s=config.reply_timeout_s,
     )
 
 
