@@ -10,8 +10,8 @@ FEW = (
     "of demonstrations: .05 of progress above those with slips, at the edge of the interval."
 )
 MANY_LABELS = (
-    "Four seeds. Demonstrations with slips are ahead of those without, and DAgger is level with "
-    "both: an expert that slips shows the ways back, too."
+    "Now it matters where labels come from: DAgger and demonstrations with slips are far above "
+    "those without, and level with each other. An expert that slips shows the ways back, too."
 )
 
 EXPERIMENTS = (
@@ -50,8 +50,8 @@ EXPERIMENTS = (
         name="dagger_null",
         title="DAgger, null: nothing slips",
         claim="Where the expert never leaves its way, labels elsewhere should not help.",
-        finding="They do not: level with demonstrations over six seeds, in success, progress "
-        "and AUC, as a null should be.",
+        finding="They do not: level with demonstrations over six seeds, in success and in "
+        "progress, as a null should be.",
         env={**SLIPPING, "p_slip": 0.0},
         beginning=SHELTERED,
         arms=arms_without_slips(2000),
