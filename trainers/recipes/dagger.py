@@ -9,7 +9,7 @@ Eq. 9 as `student_first`: the student plays kappa ~ U{0..K_i} turns and the teac
 which visits chains of errors; by chance at beta .6 five in a row are met once in a hundred times.
 
 Measured where hands slip (docs/results.md), with as many labels each: level with demonstrations
-made under slips, and with many labels far above those made without.
+made under slips, and with many labels above those made without.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def dagger(
         status="All rounds are kept, where the paper says both that and the last one; equal labels "
         "of equal states count once. Beta has a floor, as published, so the last states are still "
         "a mixture's. Measured where hands slip (docs/results.md), at equal "
-        "numbers of labels: level with demonstrations made under slips, and at 6,000 far above "
+        "numbers of labels: level with demonstrations made under slips, and at 6,000 above "
         "those made without. White-box, with "
         "a teacher that takes every turn, it is the pipeline's bridge: .92 of tasks "
         "where no method that learns from its own attempts passed .5.",
