@@ -174,12 +174,10 @@ class Batch(Attempts):
         """Tell the rollout to stop."""
         self.watchdog.stop()
 
-    def join(self, until: float) -> bool:
-        """Wait for its conductor to end, at most until `until`; return whether it has."""
-        if self._thread is None:
-            return True
-        self._thread.join(max(until - time.monotonic(), 0.0))
-        return not self._thread.is_alive()
+    def join(self, until: float) -> None:
+        """Wait for its conductor to end, at most until `until`."""
+        if self._thread is not None:
+            self._thread.join(max(until - time.monotonic(), 0.0))
 
 
 def _call(act: Callable[[], object], call: Future[object], threads: int) -> None:

@@ -130,8 +130,8 @@ class Paced(Attempts):
         for batch in self.batches.values():
             batch.close()
         until = time.monotonic() + CLOSE_S
-        if all([batch.join(until) for batch in self.batches.values()]):
-            ranks.end_lines(self.lines)
+        for batch in self.batches.values():
+            batch.join(until)
         self.opened.close()
 
     def _close_players(self) -> None:

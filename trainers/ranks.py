@@ -122,18 +122,14 @@ def named() -> Iterator[None]:
 
 
 def new_line() -> dist.ProcessGroup | None:
-    """Return a further line, for one thread of each process at a time; all call this alike."""
+    """Return a further line, for one thread of each process at a time; all call this alike.
+
+    It stays as long as the process: who ends one cannot know that the others are through with it.
+    """
     if count() == 1:
         return None
     with named():
         return dist.new_group(backend="gloo", timeout=timedelta(seconds=PLAYING_S))
-
-
-def end_lines(lines: Iterable[dist.ProcessGroup | None]) -> None:
-    """Give back lines over which nobody talks any more."""
-    for line in lines:
-        if line is not None:
-            dist.destroy_process_group(line)
 
 
 @contextlib.contextmanager

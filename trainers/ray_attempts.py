@@ -123,7 +123,6 @@ class OverRay(Attempts):
     def close(self) -> None:
         """End the workers and leave the cluster."""
         self.crew.close()
-        ranks.end_lines([self.line])
 
 
 class RayPlayer(Player):
