@@ -30,8 +30,6 @@ PLAYING_S = 86_400.0
 in a call gives that up itself; what is left is slow."""
 _SIGNS = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "NCCL")
 """What the errors of a collective speak of when another process is gone."""
-
-
 _LINE: ContextVar[dist.ProcessGroup | None] = ContextVar("line", default=None)
 """Over which a thread talks to its like in the other processes; None is the line of the run."""
 
