@@ -49,6 +49,7 @@ def arms_of_tcod(teacher: str) -> dict[str, Arm]:
     arms = (
         own(name="OPD", method="opd"),
         own(name="F2B", method="tcod_f2b", options={"every": PACE}),
+        arm(name="F2B, half as fast", method="tcod_f2b", options={"every": 2 * PACE}),
         arm(name="OPD, tight turn limit", method="opd", env={"turns": 13}),
         arm(name="OPD, constant cut T/4", method="opd", plan={"max_turns": 6}),
         own(name="B2F, slack 1", method="tcod_b2f", options={"every": PACE}),
@@ -75,6 +76,8 @@ CREDIT_PAIRS = (("turn_rloo", "GRPO"), ("GiGPO", "GRPO"), ("HGPO", "GRPO"))
 
 GRPO = Arm(name="GRPO", method="grpo", change=anchored)
 TURN_RLOO = Arm(name="turn_rloo", method="turn_rloo", options={"history_turns": 0})
+TOLD = Arm(name="turn_rloo, baselines by history", method="turn_rloo")
+"""By default attempts that were told the same up to a turn share its baseline."""
 CREDIT = (
     GRPO,
     TURN_RLOO,
@@ -85,14 +88,15 @@ CREDIT = (
 
 def arms_of_sod(teacher: str) -> dict[str, Arm]:
     """Return SOD, what it is made of, and its controls."""
-    control = partial(Arm, method="sod", teacher=teacher, rate_of="SOD")
+    own = partial(Arm, method="sod", teacher=teacher)
+    control = partial(own, rate_of="SOD")
     arms = (
-        Arm(name="SOD", method="sod", teacher=teacher),
-        control(name="OPD + GRPO", change=unweighted),
+        own(name="SOD"),
+        own(name="OPD + GRPO", change=unweighted),
         GRPO,
         control(name="uniform weights", change=uniform),
         control(name="permuted weights", change=shuffled),
-        control(name="OPD", change=unweighted, options={"reward": False}),
+        own(name="OPD", change=unweighted, options={"reward": False}),
     )
     return {each.name: each for each in arms}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compared.arms import CREDIT, CREDIT_PAIRS, GRPO, TURN_RLOO
+from compared.arms import CREDIT, CREDIT_PAIRS, GRPO, TOLD
 from compared.regimes import BEGINNER, MANY, RL, SKILLED, SLIPPING, experiment
 
 EXPERIMENTS = (
@@ -19,8 +19,8 @@ EXPERIMENTS = (
         "The chosen rate is the lower one of two.",
         env=SLIPPING,
         beginning=BEGINNER,
-        arms=CREDIT,
-        pairs=CREDIT_PAIRS,
+        arms=(*CREDIT, TOLD),
+        pairs=(*CREDIT_PAIRS, (TOLD.name, "GRPO")),
         plan=MANY,
         budget=48_000,
     ),
@@ -33,8 +33,8 @@ EXPERIMENTS = (
         "dev seed (1e-3) had put it .05 of progress below.",
         env={**SLIPPING, "progress": 0.0},
         beginning=SKILLED,
-        arms=(GRPO, replace(TURN_RLOO, rate_of="GRPO")),
-        pairs=CREDIT_PAIRS[:1],
+        arms=(GRPO, *(replace(arm, rate_of="GRPO") for arm in CREDIT[1:])),
+        pairs=CREDIT_PAIRS,
         plan=MANY,
         budget=48_000,
         rates=(3e-4, 1e-3),
@@ -47,8 +47,8 @@ EXPERIMENTS = (
         "little of it at this rate.",
         env={"stages": 1, "turns": 1, "phased": True, "progress": 1.0},
         beginning=BEGINNER,
-        arms=CREDIT[:2],
-        pairs=CREDIT_PAIRS[:1],
+        arms=CREDIT,
+        pairs=CREDIT_PAIRS,
         plan=RL,
         budget=1_500,
         rates=(1e-3,),

@@ -74,7 +74,7 @@ EXPERIMENTS = (
             *pipeline("robust"),
             bridge("robust"),
             without_opd("robust"),
-            replace(SOD_ROBUST["OPD + GRPO"], rate_of=""),
+            SOD_ROBUST["OPD + GRPO"],
         ),
         pairs=(
             *((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "OPD + GRPO", "bridge")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compared.arms import SOD, SOD_PAIRS, SOD_ROBUST
-from compared.regimes import BEGINNER, CLEAN, FAILING, MANY, RL, ROBUST, experiment
+from compared.regimes import BEGINNER, CLEAN, FAILING, GENTLE, MANY, ROBUST, experiment
 
 EXPERIMENTS = (
     experiment(
@@ -21,8 +21,9 @@ EXPERIMENTS = (
         teachers={"clean": CLEAN},
         arms=tuple(SOD.values()),
         pairs=SOD_PAIRS,
-        plan=RL,
-        budget=6_000,
+        plan=MANY,
+        budget=48_000,
+        rates=GENTLE,
     ),
     experiment(
         name="sod_robust",
@@ -37,9 +38,10 @@ EXPERIMENTS = (
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
-        arms=tuple(SOD_ROBUST[name] for name in ("SOD", "OPD + GRPO")),
-        pairs=SOD_PAIRS[1:2],
+        arms=tuple(SOD_ROBUST.values()),
+        pairs=SOD_PAIRS,
         plan=MANY,
         budget=48_000,
+        rates=GENTLE,
     ),
 )
