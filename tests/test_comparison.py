@@ -209,6 +209,31 @@ def test_a_control_takes_the_rate_of_its_method(done):
     assert rates["uniform"] == rates["SOD"] == found["rates"]["SOD"]
 
 
+def test_what_was_tried_on_dev_seeds_is_kept_and_the_best_of_it_was_taken(done):
+    found = json.loads((done.results / "small.json").read_text())
+    tried = {row["rate"]: row["success"] + row["progress"] for row in found["dev"]}
+    assert {(row["arm"], row["seed"]) for row in found["dev"]} == {("SOD", 0)}
+    assert tried.keys() == {1e-3, 3e-3} and tried[found["rates"]["SOD"]] == max(tried.values())
+    shown = f"{tried[1e-3] / 2:.2f} at 0.001".lstrip("0")
+    assert f"by rate: SOD {shown}, " in page_of([SMALL], done.results)
+
+
+@pytest.mark.parametrize("about", EXPERIMENTS, ids=lambda about: about.name)
+def test_the_results_that_are_kept_are_of_the_plan_that_is_written(about):
+    file = ROOT / "docs" / "results" / f"{about.name}.json"
+    if not file.exists():
+        pytest.skip("not run, as the page says")
+    found = json.loads(file.read_text())
+    for row in (*found["rows"], *found["dev"]):
+        arm, dev = about.arm(row["arm"]), "curve" not in row
+        rate = row["rate"] if dev else found["rates"][arm.name]
+        split = "dev" if dev else "test"
+        job = Job(experiment=about, arm=arm, seed=row["seed"], rate=rate, split=split)
+        assert row["key"] == job.key, f"{arm.name}, seed {row['seed']}: run by another plan"
+    seeds = {row["seed"] for row in found["rows"]}
+    assert len(found["rows"]) == len(seeds) * len(about.arms)
+
+
 def test_the_page_holds_every_arm_floor_and_difference(done):
     page = page_of([SMALL, *EXPERIMENTS[:1]], done.results)
     for text in ("| SOD |", "| uniform |", "*start*", "floor: anything", "SOD - uniform"):

@@ -71,6 +71,7 @@ def section(about: Experiment, found: Mapping[str, Any]) -> Iterator[str]:
     if about.finding:
         yield f"{about.finding}\n"
     yield from _scores(names, rows, found)
+    yield from _rates(found.get("dev", ()))
     if about.pairs:
         yield from _differences(about.pairs, rows, area=found["budget"] > 0)
     yield from _kinds(names, rows)
@@ -106,6 +107,21 @@ def _score(
     return f"| {' | '.join(cells)} |"
 
 
+def _rates(tried: Rows) -> Iterator[str]:
+    """Yield what each learning rate came to on dev tasks, for every arm that chose its own."""
+    scores: dict[str, dict[float, list[float]]] = {}
+    for run in tried:
+        score = (run["success"] + run["progress"]) / 2
+        scores.setdefault(run["arm"], {}).setdefault(run["rate"], []).append(score)
+    if scores:
+        each = "; ".join(f"{arm} {_tried(rates)}" for arm, rates in scores.items())
+        yield f"On dev tasks, mean of success and progress by rate: {each}.\n"
+
+
+def _tried(rates: Mapping[float, Sequence[float]]) -> str:
+    return ", ".join(f"{fmean(rates[r]):.2f} at {r:g}".lstrip("0") for r in sorted(rates))
+
+
 def _differences(pairs: Sequence[tuple[str, str]], rows: Rows, *, area: bool) -> Iterator[str]:
     names = ["success", "progress", *(["AUC"] if area else [])]
     yield f"| difference | {' | | '.join(names)} | |"
@@ -138,8 +154,8 @@ def _kinds(names: Sequence[str], rows: Rows) -> Iterator[str]:
     if not any("turns_on" in row["metrics"]["last"] for row in rows):
         return
     yield "By kind of turn (on the path, in a side branch, after a failure), in the first third of"
-    yield "the training steps and in the last: share of turns; KL of a turn to the teacher, nats;"
-    yield "mean weight of its tokens.\n"
+    yield "the training steps and in the last, each over the steps that have such turns: share of"
+    yield "turns; KL of a turn to the teacher, nats; mean weight of its tokens.\n"
     columns = [f"{what} {kind}" for what in ("share", "KL", "w") for kind in KINDS]
     yield f"| method | {' | '.join(columns)} |"
     yield "|---" * (len(columns) + 1) + "|"

@@ -77,14 +77,16 @@ class _Comparison:
             for seed in suite.dev_seeds
             for rate in about.rates
         ]
-        chosen = self._chosen(tuned, self._run(dev))
-        found = {"name": about.name, "budget": about.budget, "rates": chosen}
+        tried = self._run(dev)
+        rates = self._chosen(tuned, tried)
+        found = {"name": about.name, "budget": about.budget, "rates": rates}
         found["dev_seeds"] = len(suite.dev_seeds) if tuned else 0
         found |= {"env": dict(about.env), "floors": floors(about)}
+        found["dev"] = [_tried(job, result) for job, result in tried]
         rows: list[dict[str, Any]] = []
         for seed in suite.seeds:
             test = [
-                Job(experiment=about, arm=arm, seed=seed, rate=chosen[arm.rate_of or arm.name])
+                Job(experiment=about, arm=arm, seed=seed, rate=rates[arm.name])
                 for arm in about.arms
             ]
             rows += [_compact(job, result) for job, result in self._run(test)]
@@ -99,6 +101,7 @@ class _Comparison:
     def _chosen(
         self, tuned: Sequence[Arm], dev: Sequence[tuple[Job, Mapping[str, Any]]]
     ) -> dict[str, float]:
+        """Return every arm's rate: its own choice, or that of the arm that it is a control of."""
         chosen = {arm.name: self.about.rates[0] for arm in self.about.arms}
         for arm in tuned:
             scores: dict[float, list[float]] = {}
@@ -107,7 +110,7 @@ class _Comparison:
                     end = result["end"]
                     scores.setdefault(job.rate, []).append((end["success"] + end["progress"]) / 2)
             chosen[arm.name] = best_rate(scores)
-        return chosen
+        return {arm.name: chosen[arm.rate_of or arm.name] for arm in self.about.arms}
 
     def _run(self, jobs: Sequence[Job]) -> list[tuple[Job, dict[str, Any]]]:
         """Return each job with its result, in order; one that failed is said and left out."""
@@ -145,10 +148,16 @@ def _name(call: tuple[Any, ...]) -> str:
     return f"{call[0].name} {call[1]}"
 
 
+def _tried(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run on a dev seed, as it is kept."""
+    end = {name: result["end"][name] for name in ("success", "progress")}
+    return {"arm": job.arm.name, "seed": job.seed, "rate": job.rate, **end, "key": job.key}
+
+
 def _compact(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the row of a run that is kept with the project."""
     kept = ("seed", "rate", "start", "end", "auc", "env_steps", "updates", "metrics", "cpu_s")
-    row = {"arm": job.arm.name, **{name: result[name] for name in kept}}
+    row = {"arm": job.arm.name, "key": job.key, **{name: result[name] for name in kept}}
     if job.arm.then is None:
         row["rate"] = job.arm.plan.get("learning_rate", row["rate"])
     row["curve"] = [[point["spent"], point["success"]] for point in result["curve"]]
