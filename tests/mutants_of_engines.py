@@ -242,6 +242,9 @@ ENGINES = [
      "engine_numerics.py scaled_positions"),
     (FUNCTIONAL, "        and not sliding\n", "", "engine_numerics.py sliding_window"),
     (SAMPLING, "+ np.asarray(counters, np.uint64)", "", "engine.py independent"),
+    (FUNCTIONAL, "is_causal=True", "is_causal=False", "scorer.py triangular_mask"),
+    (FUNCTIONAL, "x.repeat_interleave(share, 2)", "x.repeat(1, 1, share, 1)",
+     "scorer.py triangular_mask"),
     # Playing while learning.
     ("trainers/pacing", "            self._replace_player(step % self.depth)\n",
      "            pass\n", "pacing.py given_up"),

@@ -16,6 +16,7 @@ from miniatures import VOCAB, naive_logprobs, other, qwen3
 from torch import Tensor
 
 from turnwise.agents.engines.embedded import EmbeddedEngine
+from turnwise.agents.engines.functional import causal_attention, grouped_attention
 from turnwise.agents.ledger import Ledger
 from turnwise.agents.policy import LLMPolicy, MixturePolicy, ScriptedPolicy, bernoulli, expert
 from turnwise.agents.renderer import Renderer
@@ -210,6 +211,23 @@ def test_rows_of_very_different_lengths_do_too():
     torch.testing.assert_close(found_M, expected_M, rtol=1e-5, atol=1e-5)
     expected = gradients(model, expected_M, packed)
     assert relative_gap(gradients(model, found_M, packed), expected) < 1e-5
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_plain_causal_attention_is_that_of_a_triangular_mask(kv_heads):
+    generator, n = torch.Generator().manual_seed(0), 37
+    q, k, v = (
+        torch.randn(2, n, heads, 8, generator=generator, requires_grad=True)
+        for heads in (4, kv_heads, kv_heads)
+    )
+    mask = torch.ones(n, n, dtype=torch.bool).tril().expand(2, n, n)
+    found, expected = causal_attention(q, k, v), grouped_attention(q, k, v, mask)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    along = torch.randn(found.shape, generator=generator)
+    pairs = zip(*(torch.autograd.grad((x * along).sum(), (q, k, v)) for x in (found, expected)),
+                strict=True)  # fmt: skip
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", MODELS)

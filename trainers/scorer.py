@@ -26,6 +26,7 @@ from turnwise.agents.engines.functional import (
     Decoder,
     NotEquivalent,
     base_model,
+    causal_attention,
     grouped_attention,
     prove,
     supported,
@@ -231,7 +232,8 @@ class _Layout:
 def _own(own: _Block, ahead: _Block, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of the tokens of `own` to themselves and to those `ahead` of them. [tokens, ...]"""
     if not ahead.width:
-        return own.flat(_causal(own.pad(q), own.pad(k), own.pad(v), own.real[:, :0]))
+        # Padding is behind the end of a run, where no token of it looks.
+        return own.flat(causal_attention(own.pad(q), own.pad(k), own.pad(v)))
     keys = torch.cat((ahead.pad(k), own.pad(k)), 1)
     values = torch.cat((ahead.pad(v), own.pad(v)), 1)
     return own.flat(_causal(own.pad(q), keys, values, ahead.real))

@@ -135,6 +135,25 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> T
     return out.reshape(b, kv, share, n, e).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of each token to its row up to itself, without a mask.
+
+    So a GPU may take its flash kernel. Keys are copied for the heads that share them: not every
+    kernel takes fewer of them than queries.
+
+    Args:
+        q: [B, n, H, E].
+        k: [B, n, K, E], `v` alike; H is a multiple of K.
+
+    Returns:
+        [B, n, H, E].
+    """
+    share = q.shape[2] // k.shape[2]
+    k, v = (x.repeat_interleave(share, 2) for x in (k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
 def full_causal(decoder: Decoder, ids: Tensor) -> Tensor:
     """Return logits [B, T, V] of plain causal sequences: the reference use of `Decoder`."""
     b, t = ids.shape
