@@ -6,6 +6,7 @@ VLLM, WIRE, SCORE = (f"agents/engines/vllm{name}" for name in ("", "_wire", "_sc
 START, WEIGHTS = (f"agents/engines/vllm_{name}" for name in ("start", "weights"))
 CLIENT, REPLICAS = (f"agents/engines/{name}" for name in ("client", "replicas"))
 EMBEDDED, SLAB, SAMPLING = (f"agents/engines/{name}" for name in ("embedded", "slab", "sampling"))
+TREE = "trainers/tree_attention"
 FUNCTIONAL, RECOMPUTE = (f"agents/engines/{name}" for name in ("functional", "recompute"))
 
 NOT_AT_ALL = "engine_traps.py not_at_all"
@@ -245,6 +246,18 @@ ENGINES = [
     (FUNCTIONAL, "is_causal=True", "is_causal=False", "scorer.py triangular_mask"),
     (FUNCTIONAL, "x.repeat_interleave(share, 2)", "x.repeat(1, 1, share, 1)",
      "scorer.py triangular_mask"),
+    (TREE, "(own_N[q] <= k) & (k <= q)", "k <= q", "tree_attention.py of_padded_blocks"),
+    (TREE, "k < above_end_N[q]", "k <= above_end_N[q]", "tree_attention.py of_padded_blocks"),
+    (TREE, "x.to(v.dtype).transpose(0, 1)", "x.transpose(0, 1)",
+     "tree_attention.py given_one_precision"),
+    (TREE, "if not gap < (1e-4", "if False and not gap < (1e-4",
+     "tree_attention.py gives_anything_else"),
+    (TREE, "else 3e-2", "else 3.0", "tree_attention.py gives_anything_else"),
+    (TREE, "    except Exception as error:", "    except KeyError as error:",
+     "tree_attention.py gradient_is_not_there"),
+    (TREE, 'if device.type != "cuda":', "if False:", "tree_attention.py keeps_its_padded_blocks"),
+    ("trainers/scorer", "attention or fastest(", "fastest(",
+     "tree_attention.py sees_another_place"),
     # Playing while learning.
     ("trainers/pacing", "            self._replace_player(step % self.depth)\n",
      "            pass\n", "pacing.py given_up"),

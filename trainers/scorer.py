@@ -33,6 +33,7 @@ from turnwise.agents.engines.functional import (
 )
 from turnwise.trainers.batch import Packed
 from turnwise.trainers.precision import Precision, fp32, recomputed
+from turnwise.trainers.tree_attention import Attention, fastest
 from turnwise.trainers.vocabulary import LOGITS_AT_ONCE, Find, by_parts, rows_at_once
 
 
@@ -45,6 +46,7 @@ class Scorer:
         precision: of the matrix products; softmaxes are float32 in any.
         recompute: keep no activations inside the layers, and compute them again when the gradient
             passes.
+        attention: of a micro-batch; None takes the fastest that proves itself on the device.
 
     Raises:
         ValueError: `recompute` is asked for an architecture that `Decoder` does not know.
@@ -57,17 +59,20 @@ class Scorer:
         *,
         precision: Precision = fp32,
         recompute: bool = False,
+        attention: Attention | None = None,
     ) -> None:
         self.model, self.max_len, self.precision = model, max_len, precision
         self.logits_at_once = LOGITS_AT_ONCE
         self.forward: Callable[..., tuple[Tensor, ...]] = self.of_decoder
         """What runs `of_decoder`: whoever shards the model puts itself in front of it."""
         self.decoder: Decoder | None = None
+        self.attention = attention or in_blocks
         if supported(model):
             decoder = Decoder(model, max_len)
             try:
                 prove(model, decoder)
                 self.decoder = decoder
+                self.attention = attention or fastest(decoder, precision, in_blocks)
             except NotEquivalent:
                 self.decoder = None
         if recompute:
@@ -132,7 +137,7 @@ class Scorer:
             return self._by_model(packed).__getitem__
         decoder, device = self.decoder, packed.ids_N.device
         with self._own_precision(device) as attending:
-            attend = attending(_Layout(packed).attend)
+            attend = attending(self.attention(packed))
             hidden_MD = decoder.hidden(packed.ids_N, packed.positions_N, attend)[packed.at_M]
 
         def of(part: slice) -> Tensor:
@@ -152,7 +157,7 @@ class Scorer:
             if self.decoder is None:
                 logits_MV = self._by_model(packed)
                 return (logits_MV,) if find is None else find(logits_MV, slice(None))
-            attend = attending(_Layout(packed).attend)
+            attend = attending(self.attention(packed))
             return self.forward(packed.ids_N, packed.positions_N, packed.at_M, attend, find)
 
     def _require_short(self, packed: Packed) -> None:
@@ -199,6 +204,11 @@ def _chosen_and_entropy(packed: Packed, logits: Tensor, part: slice) -> tuple[Te
         logp = torch.log_softmax(logits / packed.temperature_M[part, None], -1)
         entropy = -(logp.exp() * logp).sum(-1)
     return *_chosen(packed, logits, part), entropy
+
+
+def in_blocks(packed: Packed) -> Attend:
+    """Return attention by padded blocks, which every device has."""
+    return _Layout(packed).attend
 
 
 class _Layout:
