@@ -12,7 +12,10 @@ from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.engines.recompute import Recompute
 from turnwise.agents.engines.sampling import sample
 from turnwise.agents.engines.slab import Slab
+from turnwise.trainers.batch import Row, pack, totals_of
 from turnwise.trainers.engines import own_logprobs
+from turnwise.trainers.scorer import Scorer
+from turnwise.trainers.surrogates import token_mean
 
 torch.set_num_threads(1)
 SHAPE = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48}
@@ -90,6 +93,60 @@ def test_scaled_positions_run_on_the_model_itself():
     rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}
     config = LlamaConfig(**SHAPE, rope_parameters=rope)
     assert falls_back(LlamaForCausalLM(config).eval())
+
+
+# Frequencies that depend on the longest sequence of a call
+
+MOVING = {
+    "dynamic": {"rope_type": "dynamic", "factor": 8.0, "rope_theta": 30.0},
+    "longrope": {
+        "rope_type": "longrope", "factor": 8.0, "rope_theta": 30.0,
+        "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0],
+        "original_max_position_embeddings": 64,
+    },
+}  # fmt: skip
+
+
+def moving(kind: str):
+    """A model that reads up to 64 tokens in one way, and all of more than 64 in another."""
+    most = 64 if kind == "dynamic" else 512
+    config = LlamaConfig(**SHAPE, rope_parameters=MOVING[kind], max_position_embeddings=most)
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("kind", MOVING)
+def test_positions_that_move_with_the_length_are_played_and_scored_as_long_as_they_stay(kind):
+    model = moving(kind)
+    engine = engine_of(model, max_len=64)
+    assert largest_gap(model, converse(engine, range(6), turns=2)) < 1e-4
+    rows = [
+        Row(
+            (*IDS[:9],),
+            IDS[9:end],
+            [*range(end - 9)],
+            *([x] * (end - 9) for x in (-4.0, 0, 1.0)),
+            0,
+        )
+        for end in (12, 40)
+    ]
+    packed = pack(rows, aggregate=token_mean, totals=totals_of(rows))
+    own = torch.cat([naive_logprobs(model, row.ids)[8:] for row in rows])
+    assert (Scorer(model, 64).logprobs(packed) - own).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", MOVING)
+def test_positions_that_move_with_the_length_are_refused_where_they_do(kind):
+    model, match = moving(kind), f"rope_type '{kind}' .* more than 64 tokens, and up to 65 may come"
+    ids = [*IDS, *IDS]
+    short, long = naive_logprobs(model, ids[:64]), naive_logprobs(model, ids)[:63]
+    assert (short - long).abs().max() > 0.5, "what is said of the same tokens with more behind them"
+    with pytest.raises(ValueError, match=match):
+        engine_of(model, max_len=65)
+    with pytest.raises(ValueError, match=match):
+        Scorer(model, 65)
+    with pytest.raises(ValueError, match=match):
+        Scorer(model, 64).make_room(65)
 
 
 # The layout of a batch

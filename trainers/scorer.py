@@ -29,6 +29,7 @@ from turnwise.agents.engines.functional import (
     causal_attention,
     grouped_attention,
     prove,
+    require_fixed_positions,
     supported,
 )
 from turnwise.trainers.batch import Packed
@@ -49,7 +50,8 @@ class Scorer:
         attention: of a micro-batch; None takes the fastest that proves itself on the device.
 
     Raises:
-        ValueError: `recompute` is asked for an architecture that `Decoder` does not know.
+        ValueError: `recompute` is asked for an architecture that `Decoder` does not know, or the
+            model reads the beginning of sequences of `max_len` otherwise than of short ones.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Scorer:
         recompute: bool = False,
         attention: Attention | None = None,
     ) -> None:
+        require_fixed_positions(model, max_len)
         self.model, self.max_len, self.precision = model, max_len, precision
         self.logits_at_once = LOGITS_AT_ONCE
         self.forward: Callable[..., tuple[Tensor, ...]] = self.of_decoder
@@ -87,8 +90,13 @@ class Scorer:
         self.decoder.through = recomputed(self.decoder.layer)
 
     def make_room(self, tokens: int) -> None:
-        """Take sequences of up to so many tokens from now on."""
+        """Take sequences of up to so many tokens from now on.
+
+        Raises:
+            ValueError: the model reads their beginning otherwise than that of short ones.
+        """
         if tokens > self.max_len:
+            require_fixed_positions(self.model, tokens)
             self.max_len = tokens
             self.decoder = None if self.decoder is None else Decoder(self.model, tokens)
 

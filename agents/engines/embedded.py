@@ -62,6 +62,10 @@ class EmbeddedEngine:
             recently used idle ones are prefilled again.
         max_len: longest history in tokens, prompt and actions together.
         prefill_share: waiting sessions are prefilled once they are this share of all busy ones.
+
+    Raises:
+        ValueError: the model reads the beginning of sequences of `max_len` otherwise than of short
+            ones.
     """
 
     capabilities = frozenset({"kv_sessions", "score_topk", "score_temperature"})
@@ -69,6 +73,7 @@ class EmbeddedEngine:
     def __init__(
         self, model: nn.Module, *, slots: int = 64, max_len: int = 1024, prefill_share: float = 0.25
     ) -> None:
+        functional.require_fixed_positions(model, max_len)
         self.model, self.max_len, self.version = model, max_len, 0
         self.stats = EngineStats()
         self.cache = _make_cache(model, slots, max_len)

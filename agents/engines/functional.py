@@ -11,6 +11,7 @@ Suffixes: N tokens (any leading shape), D hidden, H heads, K key-value heads, E 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,13 @@ Layer = Callable[[int, Tensor, Tensor, Tensor, Attend], Tensor]
 """(layer, x [..., D], cos and sin [..., 1, E], attend) -> [..., D]."""
 
 SUPPORTED = frozenset({"qwen3", "qwen2", "llama"})
+
+
+MOVING: dict[str, Callable[[Any], int]] = {
+    "dynamic": lambda config: config.max_position_embeddings,
+    "longrope": lambda config: config.rope_parameters["original_max_position_embeddings"],
+}
+"""RoPE whose frequencies depend on the longest sequence of a call, and up to where they do not."""
 
 
 class NotEquivalent(RuntimeError):
@@ -45,6 +53,23 @@ def supported(model: nn.Module) -> bool:
         and rope.get("rope_type", "default") == "default"
         and not sliding
     )
+
+
+def require_fixed_positions(model: nn.Module, max_len: int) -> None:
+    """Refuse sequences that are long enough to change how their first tokens were read.
+
+    Raises:
+        ValueError: the model's RoPE has other frequencies for `max_len` tokens than for few. What
+            was sampled early would be trained on under others, or beside a longer neighbour.
+    """
+    config: Any = base_model(model).config
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if kind in MOVING and max_len > MOVING[kind](config):
+        raise ValueError(
+            f"rope_type {kind!r} turns all positions another way in sequences of more than "
+            f"{MOVING[kind](config)} tokens, and up to {max_len} may come: lower max_tokens, or "
+            "take a model whose config has frequencies that stay ('yarn', 'linear', 'llama3')"
+        )
 
 
 class Decoder:
