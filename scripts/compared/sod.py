@@ -11,11 +11,12 @@ EXPERIMENTS = (
         title="SOD: tools fail, and the teacher has never seen it",
         claim="Do step-wise weights help where the teacher has no support after failures?",
         finding="The weights fall where they should (about .4 on the path, .01 in a side "
-        "branch, .08 after a failure), and where they fall is what matters: SOD keeps "
-        "the student's progress, while OPD, OPD + GRPO and the same weights made "
-        "uniform or dealt at random lose more than a third of it. But SOD does not rise "
-        "above its start and is level with GRPO alone: with such a teacher it limits "
-        "the damage and gains nothing. The chosen rate is the lowest of the grid.",
+        "branch, .09 after a failure), and where they fall is what matters: SOD doubles "
+        "what it solves, while OPD, OPD + GRPO and the same weights made uniform or "
+        "dealt at random lose all success and a third of the progress that they began "
+        "with, at rates of their own. But SOD is level with GRPO alone: with such a "
+        "teacher its weights take the harm away and the teacher adds nothing. OPD, OPD "
+        "+ GRPO and GRPO took the lowest rate of the grid.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},

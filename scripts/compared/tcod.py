@@ -67,10 +67,8 @@ EXPERIMENTS = (
         name="tcod_short",
         title="TCOD, null: 3 stages",
         claim="In a short task there is nothing to order.",
-        finding="These rows are of a clean teacher and 3,000 steps; those of a robust one and "
-        "24,000 are still to be run. Level, as a null should be; in the area under "
-        "success F2B is a little below. Both lose most of what the student could do: "
-        "the clean teacher has never seen a side branch, however short the task.",
+        finding="Level, as a null should be, in success, progress and area: both learn nearly "
+        "all of it.",
         env={"stages": 3, "turns": 6, "phased": True, "progress": 1.0},
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
