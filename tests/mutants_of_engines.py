@@ -9,6 +9,8 @@ EMBEDDED, SLAB, SAMPLING = (f"agents/engines/{name}" for name in ("embedded", "s
 TREE = "trainers/tree_attention"
 FUNCTIONAL, RECOMPUTE = (f"agents/engines/{name}" for name in ("functional", "recompute"))
 
+HALVES = "trainers/halves"
+
 NOT_AT_ALL = "engine_traps.py not_at_all"
 RIGHT_ORDER = "engine_traps.py one_order_that_is_right"
 OR_NONE = "engine_traps.py sent_or_none"
@@ -268,6 +270,26 @@ ENGINES = [
     (TREE, 'if device.type != "cuda":', "if False:", "tree_attention.py keeps_its_padded_blocks"),
     ("trainers/scorer", "attention or fastest(", "fastest(",
      "tree_attention.py sees_another_place"),
+    # Backbone and output layer, apart.
+    (HALVES, "not torch.equal(logits_BTV.float(), said[0].float())", "False",
+     "halves.py does_more"),
+    (HALVES, "10 ** (7 * size - 3)", "10 ** (2 * size - 3)", "halves.py does_more"),
+    (HALVES, "    if set(model.parameters()) - set(both):\n        return None\n", "",
+     "halves.py does_more"),
+    (HALVES, "len(read) != 1 or", "", "halves.py does_more"),
+    (HALVES, "return bool(gap <= slack", "return True or bool(gap <= slack", "halves.py does_more"),
+    (HALVES, "(AttributeError, TypeError, ValueError)", "()", "halves.py does_more"),
+    (HALVES, " or not isinstance(parts.head, nn.Module)", "", "halves.py does_more"),
+    (HALVES, "return not wrapped and not", "return not", "halves.py not_passed_by"),
+    (HALVES, "            part.training = True\n", "            model.training = True\n",
+     "halves.py as_it_was"),
+    (HALVES, "    model.eval()\n", "", "halves.py as_it_was"),
+    (HALVES, "        handle.remove()\n", "        pass\n", "halves.py as_it_was"),
+    ("trainers/scorer", "if self.halves is None:", "if True:", "halves.py few_at_once"),
+    ("trainers/scorer", "rows_at_once(self.logits_at_once, words)", "10**9",
+     "halves.py few_at_once"),
+    ("trainers/scorer", "with self._own_precision(device) as attending:\n            if",
+     "with self.precision(device) as attending:\n            if", "halves.py scored_later"),
     # Playing while learning.
     ("trainers/pacing", "            self._replace_player(step % self.depth)\n",
      "            pass\n", "pacing.py given_up"),

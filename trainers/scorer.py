@@ -2,7 +2,8 @@
 
 One forward pass over every token once: the projections and MLPs see flat tokens without padding, a
 group's prompt is computed once and attended to by all its attempts, and the output layer runs at
-the trained positions alone.
+the trained positions alone. Architectures that `Decoder` does not know run their own backbone over
+padded rows; see `turnwise.trainers.halves`.
 
 Shape suffixes: N tokens, M trained tokens, G prompts, B rows. In a block of similar runs, B of them
 have at most S tokens and at most P in front; H heads, K key-value heads, E head size.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,10 @@ from turnwise.agents.engines.functional import (
     supported,
 )
 from turnwise.trainers.batch import Packed
+from turnwise.trainers.halves import Halves, halves, padded
 from turnwise.trainers.precision import Precision, fp32, recomputed
 from turnwise.trainers.tree_attention import Attention, fastest
-from turnwise.trainers.vocabulary import LOGITS_AT_ONCE, Find, by_parts, rows_at_once
+from turnwise.trainers.vocabulary import LOGITS_AT_ONCE, Find, Head, by_parts, rows_at_once
 
 
 class Scorer:
@@ -141,16 +143,18 @@ class Scorer:
             ValueError: a row is longer than `max_len`.
         """
         self._require_short(packed)
-        if self.decoder is None:
-            return self._by_model(packed).__getitem__
-        decoder, device = self.decoder, packed.ids_N.device
+        device = packed.ids_N.device
         with self._own_precision(device) as attending:
-            attend = attending(self.attention(packed))
-            hidden_MD = decoder.hidden(packed.ids_N, packed.positions_N, attend)[packed.at_M]
+            if self.decoder is None:
+                hidden_MD, head = self._by_model(packed)
+            else:
+                attend, head = attending(self.attention(packed)), self.decoder.logits
+                hidden_MD = self.decoder.hidden(packed.ids_N, packed.positions_N, attend)
+                hidden_MD = hidden_MD[packed.at_M]
 
         def of(part: slice) -> Tensor:
             with self._own_precision(device):
-                return decoder.logits(hidden_MD[part])
+                return head(hidden_MD[part])
 
         return of
 
@@ -163,8 +167,8 @@ class Scorer:
         self._require_short(packed)
         with self.precision(packed.ids_N.device) as attending:
             if self.decoder is None:
-                logits_MV = self._by_model(packed)
-                return (logits_MV,) if find is None else find(logits_MV, slice(None))
+                hidden_MD, head = self._by_model(packed)
+                return self._found(head, hidden_MD, find)
             attend = attending(self.attention(packed))
             return self.forward(packed.ids_N, packed.positions_N, packed.at_M, attend, find)
 
@@ -182,23 +186,33 @@ class Scorer:
         """Return what `find` gives of the tokens `at_M`, or their logits, float32 [M, V]."""
         assert self.decoder is not None
         hidden_MD = self.decoder.hidden(ids_N, positions_N, attend)[at_M]
-        if find is None:
-            return (self.decoder.logits(hidden_MD),)
-        config: Any = base_model(self.model).config
-        rows = rows_at_once(self.logits_at_once, int(config.vocab_size))
-        return by_parts(self.decoder.logits, hidden_MD, find, rows)
+        return self._found(self.decoder.logits, hidden_MD, find)
 
-    def _by_model(self, packed: Packed) -> Tensor:
-        """Architectures that `Decoder` does not know: the model itself over padded rows."""
-        rows = [row.ids for row in packed.rows]
-        width, device = max(map(len, rows)), packed.ids_N.device
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-        lengths = torch.tensor(list(map(len, rows)), device=device)
-        mask = (torch.arange(width, device=device) < lengths[:, None]).long()
-        logits = self.model(input_ids=ids, attention_mask=mask).logits
-        where = [(b, r.start + i - 1) for b, r in enumerate(packed.rows) for i in r.trained]
-        b, t = torch.tensor(where, dtype=torch.int64, device=device).reshape(-1, 2).T
-        return logits[b, t].float()
+    def _found(self, head: Head, hidden_MD: Tensor, find: Find | None) -> tuple[Tensor, ...]:
+        if find is None:
+            return (head(hidden_MD),)
+        causal: Any = base_model(self.model)
+        words = int(causal.config.get_text_config().vocab_size)
+        rows = rows_at_once(self.logits_at_once, words)
+        return by_parts(head, hidden_MD, find, rows)
+
+    def _by_model(self, packed: Packed) -> tuple[Tensor, Head]:
+        """Architectures that `Decoder` does not know: the model's own backbone over padded rows.
+
+        Returns:
+            What its output layer reads before each trained token, [M, D], and the layer. Where the
+            model does more than these two, its logits there, [M, V], and what leaves them so.
+        """
+        ids_BT, mask_BT, at = padded(packed)
+        if self.halves is None:
+            return self.model(input_ids=ids_BT, attention_mask=mask_BT).logits[at], Tensor.float
+        return self.halves.hidden(ids_BT, mask_BT)[at], self.halves.logits
+
+    @cached_property
+    def halves(self) -> Halves | None:
+        """Backbone and output layer, if the model is these two; looked at when they are needed,
+        for whoever shards a model does so after its scorer is made."""
+        return halves(self.model, self.max_len)
 
 
 def _chosen(packed: Packed, logits: Tensor, part: slice) -> tuple[Tensor]:

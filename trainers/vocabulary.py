@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 Find = Callable[[Tensor, slice], tuple[Tensor, ...]]
 """(logits [m, V], which of the M tokens these are) -> columns [m]."""
+Head = Callable[[Tensor], Tensor]
+"""Hidden states [m, D] to logits, float32 [m, V]."""
 LOGITS_AT_ONCE = 2**24
 """Logits that are held at once: 64 MB; a batch that has fewer is one part, and nothing is computed
 again."""
@@ -32,13 +34,10 @@ def rows_at_once(logits: int, words: int) -> int:
     return max(1, logits // words)
 
 
-def by_parts(
-    head: Callable[[Tensor], Tensor], hidden_MD: Tensor, find: Find, rows: int
-) -> tuple[Tensor, ...]:
+def by_parts(head: Head, hidden_MD: Tensor, find: Find, rows: int) -> tuple[Tensor, ...]:
     """Return the columns that `find` gives of all tokens, [M] each.
 
     Args:
-        head: hidden states to logits.
         rows: tokens of a part.
     """
     if len(hidden_MD) <= rows:
