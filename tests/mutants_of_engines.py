@@ -270,6 +270,15 @@ ENGINES = [
     (TREE, 'if device.type != "cuda":', "if False:", "tree_attention.py keeps_its_padded_blocks"),
     ("trainers/scorer", "attention or fastest(", "fastest(",
      "tree_attention.py sees_another_place"),
+    # What an engine said, a part of the tokens at a time.
+    ("trainers/teachers", "if not isinstance(teacher, Partly):", "if True:",
+     "engine_teacher.py by_parts_and_few"),
+    ("trainers/engine_teacher", "found_mV.masked_fill_(chosen_M[part, None].isnan(), torch.nan)",
+     "found_mV", "engine_teacher.py does_not_fit"),
+    ("trainers/engine_teacher", "            found_mV.scatter_(-1, packed.target_M[part, None],"
+     " chosen_M[part, None])\n", "", "engine_teacher.py where_they_belong"),
+    ("trainers/engine_teacher", "ids_MK[part], likeliest", "ids_MK[: len(found_mV)], likeliest",
+     "engine_teacher.py by_parts_and_few"),
     # Backbone and output layer, apart.
     (HALVES, "not torch.equal(logits_BTV.float(), said[0].float())", "False",
      "halves.py does_more"),

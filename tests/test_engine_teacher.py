@@ -10,6 +10,8 @@ import pytest
 import torch
 from miniatures import VOCAB, qwen3
 from test_teaching import NOW, episodes_of, gradient_of, learner_of, parts
+from test_vocabulary import Widest
+from torch.utils._python_dispatch import _disable_current_modes
 
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.trainers.batch import pack, totals_of
@@ -30,7 +32,7 @@ from turnwise.trainers.engine_teacher import EngineTeacher
 from turnwise.trainers.recipes import NAMES, recipe
 from turnwise.trainers.signals import reverse_kl
 from turnwise.trainers.surrogates import token_mean
-from turnwise.trainers.teachers import TeacherMismatch, chosen_by, frozen
+from turnwise.trainers.teachers import Several, TeacherMismatch, chosen_by, frozen
 from turnwise.trainers.teaching import distil, score
 from turnwise.trainers.tutor import Tutor
 
@@ -84,7 +86,9 @@ def test_a_row_that_does_not_fit_the_engine_has_no_score_and_others_do():
     )
     assert 0 < fits_M.sum() < len(fits_M)
     assert torch.equal(short.chosen(packed).isfinite(), fits_M)
-    assert torch.equal(~short.logprobs(packed).isnan().any(-1), fits_M)
+    missing_MV = short.logprobs(packed).isnan()
+    assert torch.equal(~missing_MV.any(-1), fits_M)
+    assert torch.equal(missing_MV.all(-1), ~fits_M), "a row of NaN"
 
 
 @pytest.mark.parametrize("name", ["opd", "sod", "tcod_f2b", "exopd", "kdrl"])
@@ -122,6 +126,61 @@ def test_columns_of_the_likeliest_tokens_are_the_same_from_an_engine():
     assert mine.keys() == theirs.keys()
     for name, column in theirs.items():
         np.testing.assert_allclose(mine[name], column, atol=1e-5)
+
+
+class Counting(EngineTeacher):
+    """Counts the tokens that the engine is asked for."""
+
+    asked = 0
+
+    def _outputs(self, packed, topk):
+        self.asked += len(packed.target_M)
+        return super()._outputs(packed, topk)
+
+
+@pytest.mark.parametrize("needs", [("top",), ("top", "overlap", "entropy")])
+@pytest.mark.parametrize("several", [False, True])
+def test_an_engines_scores_are_the_same_by_parts_and_few_rows_are_made_at_once(needs, several):
+    rows, _, _ = parts(episodes_of(qwen3(0)))
+    tokens = sum(len(row.trained) for row in rows)
+    longest = max(row.start + row.trained[-1] + 1 for row in rows)
+    engine = EmbeddedEngine(qwen3(1), slots=1, max_len=longest - 1)
+    own = Counting(engine, VOCAB, topk=16)
+    teacher = Several([own], lambda row: 0 if row.traj % 3 else None) if several else own
+    learner = learner_of(qwen3(0))
+    whole, own.asked = score(rows, learner, teacher, needs), 0
+    learner.scorer.logits_at_once = VOCAB * 5
+    engine.score = narrow(engine.score)
+    with Widest(VOCAB) as widest:
+        found = score(rows, learner, teacher, needs)
+    assert own.asked == tokens > 5 and widest.rows == 5
+    assert 0 < np.isnan(whole["teacher_M"]).sum() < tokens
+    for name, column in whole.items():
+        np.testing.assert_allclose(found[name], column, atol=1e-6)
+
+
+def narrow(asked):
+    """The engine's own tables are not what is watched."""
+
+    def scored(requests):
+        with _disable_current_modes():
+            return asked(requests)
+
+    return scored
+
+
+def test_an_engine_that_names_fewer_tokens_than_it_was_asked_for_is_taken():
+    packed, teacher = packed_rows(), behind_engine(qwen3(1), topk=5)
+    whole_MV, asked = teacher.logprobs(packed), teacher.engine.score
+    teacher.engine.score = lambda requests: [
+        replace(out, topk_ids=[some[:-2] for some in out.topk_ids],
+                topk_logprobs=[some[:-2] for some in out.topk_logprobs])
+        for out in asked(requests)
+    ]  # fmt: skip
+    fewer_MV = teacher.logprobs(packed)
+    known_MV = fewer_MV > -torch.inf
+    assert set(known_MV.sum(-1).tolist()) == {3, 4}
+    assert torch.equal(fewer_MV[known_MV], whole_MV[known_MV])
 
 
 # ------------------------------------------------------------ what it refuses

@@ -4,7 +4,7 @@ Engines return the log-probability of what was sampled and of the k likeliest to
 whole vocabulary. That serves every sampled signal, the losses k2 and rho_k3, and `top_k` on the
 teacher's support; what would read more is refused by its name.
 
-Shape suffixes: M trained tokens, V vocabulary.
+Shape suffixes: M trained tokens, m some of them, K their likeliest, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from turnwise.agents.engines.base import Engine, ScoreOutput, ScoreRequest
 from turnwise.trainers.batch import Packed, Row
 from turnwise.trainers.distillation import Column, Distillation
 from turnwise.trainers.divergences import entries_read
-from turnwise.trainers.teachers import TeacherMismatch
+from turnwise.trainers.teachers import Scored, TeacherMismatch
 from turnwise.trainers.teaching import TOP
 
 ENTRIES: dict[Column, float] = {"top": 1, "overlap": TOP, "reverse_kl": math.inf}
@@ -75,16 +75,33 @@ class EngineTeacher:
 
         A row of NaN where there is no score.
         """
-        tokens = len(packed.target_M)
-        found_MV = packed.temperature_M.new_full((tokens, self.vocabulary), torch.nan)
+        return self.by_parts(packed)(slice(None))
+
+    def by_parts(self, packed: Packed) -> Scored:
+        """Return what gives `logprobs` of some of the trained tokens, [m, V], when it is called.
+
+        The engine is asked at once; what it said is held, not a column for every word.
+        """
+        of_M = packed.temperature_M
+        chosen_M = of_M.new_full((len(of_M),), torch.nan)
+        ids_MK = packed.target_M[:, None].repeat(1, self.topk)
+        likeliest_MK = of_M.new_full((len(of_M), self.topk), torch.nan)
         for places, output, offsets in self._outputs(packed, self.topk):
             for m, offset in zip(places, offsets, strict=True):
-                found_MV[m] = -torch.inf
+                chosen_M[m] = output.logprobs[offset]
                 if self.topk:
-                    ids = torch.tensor(output.topk_ids[offset], device=found_MV.device)
-                    found_MV[m, ids] = found_MV.new_tensor(output.topk_logprobs[offset])
-                found_MV[m, packed.target_M[m]] = output.logprobs[offset]
-        return found_MV
+                    said = len(output.topk_ids[offset])
+                    ids_MK[m, :said] = ids_MK.new_tensor(output.topk_ids[offset])
+                    likeliest_MK[m, :said] = of_M.new_tensor(output.topk_logprobs[offset])
+
+        def of(part: slice) -> Tensor:
+            found_mV = of_M.new_full((len(of_M[part]), self.vocabulary), -torch.inf)
+            found_mV.scatter_(-1, ids_MK[part], likeliest_MK[part])
+            # Also where the engine named fewer tokens than it was asked for.
+            found_mV.scatter_(-1, packed.target_M[part, None], chosen_M[part, None])
+            return found_mV.masked_fill_(chosen_M[part, None].isnan(), torch.nan)
+
+        return of
 
     def _outputs(
         self, packed: Packed, topk: int

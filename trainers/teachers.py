@@ -84,6 +84,15 @@ class Chooses(Protocol):
         ...
 
 
+@runtime_checkable
+class Partly(Protocol):
+    """A teacher that makes columns for every word a part of the tokens at a time."""
+
+    def by_parts(self, packed: Packed) -> Scored:
+        """Return what gives `logprobs` of some of the trained tokens, [m, V], when it is called."""
+        ...
+
+
 def chosen_by(
     teacher: Teacher, packed: Packed, vocabulary: int, at_once: int = LOGITS_AT_ONCE
 ) -> Tensor:
@@ -191,7 +200,7 @@ class ModelTeacher:
 def scores_by_parts(teacher: Teacher, packed: Packed, vocabulary: int) -> Scored:
     """Return what gives log T of some of the trained tokens, [m, V], without a graph.
 
-    A teacher of another kind than `ModelTeacher`, alone or as one of `Several`, scores all at once.
+    A teacher that is not `Partly`, alone or as one of `Several`, scores all at once.
 
     Raises:
         TeacherMismatch: see `scores_by`.
@@ -199,7 +208,7 @@ def scores_by_parts(teacher: Teacher, packed: Packed, vocabulary: int) -> Scored
     with torch.no_grad():
         if isinstance(teacher, Several):
             return teacher.by_parts(packed, vocabulary)
-        if not isinstance(teacher, ModelTeacher):
+        if not isinstance(teacher, Partly):
             return scores_by(teacher, packed, vocabulary).__getitem__
         taught = teacher.by_parts(packed)
     return lambda part: _of_the_student(taught(part), vocabulary)
