@@ -71,6 +71,15 @@ MUTANTS = [
            "test_teaching.py finds_room"),
     Mutant("trainers/teachers.py", "<= self._positions for", "<= 9 ** 9 for",
            "test_teaching.py finds_room"),
+    # What the teacher reads besides, and where.
+    Mutant("trainers/contexts.py", "if row.prompt[at:] != behind:", "if False:",
+           "test_teaching.py inside_a_message"),
+    Mutant("trainers/contexts.py", "    if not text.strip():", "    if False:",
+           "test_teaching.py inside_a_message"),
+    Mutant("trainers/batch.py", "not 0 <= self.hint_at <= len(self.prompt)",
+           "not self.hint_at <= len(self.prompt)", "test_teaching.py has_its_place"),
+    Mutant("trainers/batch.py", "not 0 <= self.hint_at <= len(self.prompt)",
+           "not 0 <= self.hint_at", "test_teaching.py has_its_place"),
     # No more of a large vocabulary at once than may be.
     Mutant("trainers/teachers.py", "rows_at_once(at_once, vocabulary)", "10**9",
            "test_vocabulary.py by_parts_and_no_more"),

@@ -378,7 +378,7 @@ def test_a_hint_is_one_more_user_message_before_the_agent_speaks():
     renderer = Renderer(tokenizer)
     prompt = renderer.open([{"role": "user", "content": "walk 7"}])
     ids, behind = message_ids(renderer, "it works")
-    at = len(prompt) - behind
+    at = len(prompt) - len(behind)
     longer = [*prompt[:at], *ids, *prompt[at:]]
     both = [{"role": "user", "content": "walk 7"}, {"role": "user", "content": "it works"}]
     assert longer == renderer.open(both)
@@ -399,6 +399,8 @@ def test_the_hint_changes_the_scores_of_the_same_tokens_and_its_hits_are_counted
     groups = episodes_of(model) if len(tokenizer) >= VOCAB else None
     groups = groups or [replace(g) for g in episodes_of(model)]
     rows, table, episodes = parts(groups)
+    _, behind = message_ids(Renderer(tokenizer), "x")
+    rows = [replace(row, prompt=(*row.prompt, *behind)) for row in rows]
     learner, teacher = learner_of(model), self_base(model, 256)
     hinted = with_context(rows, episodes, outcome_hint, Renderer(tokenizer))
     assert all(
@@ -414,6 +416,36 @@ def test_the_hint_changes_the_scores_of_the_same_tokens_and_its_hits_are_counted
             learner=learner, teacher=teacher, how=how, progress=NOW,
         )  # fmt: skip
         assert said["teacher_context"] == hits
+
+
+def test_a_hint_inside_a_message_is_refused_and_so_is_one_that_says_nothing():
+    _, tokenizer = fresh()
+    renderer, (whole,) = Renderer(tokenizer), episodes_of(qwen3(), groups=1, attempts=1)
+    prompt = tuple(renderer.open([{"role": "user", "content": "walk 7"}]))
+    behind = message_ids(renderer, "x")[1]
+
+    def told(ids, context=outcome_hint):
+        row = Row(ids, [4, 5], [0], [0.0], [0], [1.0], 0)
+        return with_context([row], whole.episodes, context, renderer)
+
+    assert behind and told(prompt)[0].hint_at == len(prompt) - len(behind)
+    for ids in (prompt[:-1], (*prompt, 5), (5,), ()):
+        with pytest.raises(ValueError, match="would stand inside a message"):
+            told(ids)
+    for blank in (" ", "\n\t "):
+        with pytest.raises(ValueError, match="told nothing, return ''"):
+            told(prompt, lambda episode, blank=blank: blank)
+    (nothing,) = told(prompt[:-1], lambda episode: "")
+    assert nothing.hint == () and nothing.hinted() == nothing
+
+
+@pytest.mark.parametrize("at", [-1, 4])
+def test_a_hint_has_its_place_in_the_prompt(at):
+    row = Row((1, 2, 3), [4], [0], [0.0], [0], [1.0], 0)
+    with pytest.raises(ValueError, match=f"from 0 to 3 of its prompt, got {at}"):
+        replace(row, hint=(7,), hint_at=at)
+    for end in (0, 3):
+        assert replace(row, hint=(7,), hint_at=end).hinted().prompt[end] == 7
 
 
 def test_a_contrast_is_felt_exactly_where_there_is_a_hint():

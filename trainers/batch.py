@@ -61,6 +61,11 @@ class Row:
             raise ValueError(
                 f"a row sees 1 to {len(self.prompt)} ids of its prompt, got {self.seen}"
             )
+        if self.hint and not 0 <= self.hint_at <= len(self.prompt):
+            raise ValueError(
+                f"a hint goes to a place from 0 to {len(self.prompt)} of its prompt, got "
+                f"{self.hint_at}"
+            )
 
     @property
     def start(self) -> int:
