@@ -35,6 +35,8 @@ class Replica:
     reason: str = ""
     proved: int | None = None
     """Version of the weights that it was proved to hold; what it says itself proves nothing."""
+    asleep: int = 0
+    """Level at which it was told to sleep; 0 when it was not, or was woken."""
 
     @property
     def alive(self) -> bool:

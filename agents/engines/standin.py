@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 
 from torch import nn
 
-from turnwise.agents.engines import standin_generate, standin_weights
+from turnwise.agents.engines import standin_generate, standin_sleep, standin_weights
 from turnwise.agents.engines.standin_chat import chat
 from turnwise.agents.engines.standin_generate import Refusal
 from turnwise.agents.engines.standin_model import Load, ServedModel, Weights, load_files
@@ -33,6 +33,8 @@ class Settings:
     """What vLLM takes as flags and environment."""
 
     served: str = "policy"
+    root: str = "standin-model"
+    """Names the weights that it was started with, as a folder would."""
     version: str = "0.32.0"
     api_key: str = ""
     max_model_len: int = 512
@@ -44,6 +46,10 @@ class Settings:
     """`--logprobs-mode processed_logprobs`; off is vLLM's default, raw."""
     scale_out: bool = True
     dev_mode: bool = True
+    sleep_mode: bool = True
+    """`--enable-sleep-mode`; off, a server says that it sleeps and frees nothing."""
+    device: str = "cuda"
+    """As it says; on a "cpu" there is no sleep mode."""
     logits: bool = False
     """`--logprobs-mode raw_logits`: what is called a log-probability is none."""
     defaults: Mapping[str, float] = field(default_factory=dict)
@@ -71,6 +77,8 @@ class StandIn:
         most, slots = self.settings.max_model_len, self.settings.max_num_seqs
         self.served = ServedModel(model, max_len=most, slots=slots, load=load)
         self.tokenizer, self.updating = tokenizer, False
+        self.own = {k: v.clone() for k, v in model.state_dict().items()}
+        self.asleep: set[str] = set()
         self.root: Path | None = None
         config: Any = model.config
         eos = config.eos_token_id
@@ -143,11 +151,11 @@ async def _version(app: StandIn, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _models(app: StandIn, body: Mapping[str, Any]) -> dict[str, Any]:
-    served = {app.settings.served: app.settings.max_model_len}
-    data = [
-        {"id": name, "object": "model", "max_model_len": most}
-        for name, most in (served | dict.fromkeys(app.served.adapters)).items()
-    ]
+    base = {"id": app.settings.served, "root": app.settings.root, "parent": None}
+    data = [{**base, "object": "model", "max_model_len": app.settings.max_model_len}]
+    for name in app.served.adapters:
+        more = {"id": name, "root": name, "parent": app.settings.served}
+        data.append({**more, "object": "model", "max_model_len": None})
     return {"object": "list", "data": data}
 
 
@@ -173,6 +181,10 @@ DEV_ROUTES: dict[tuple[str, str], Route] = {
     ("POST", "/pause"): standin_weights.pause,
     ("POST", "/resume"): standin_weights.resume,
     ("GET", "/is_paused"): standin_weights.is_paused,
+    ("POST", "/sleep"): standin_sleep.sleep,
+    ("POST", "/wake_up"): standin_sleep.wake_up,
+    ("GET", "/is_sleeping"): standin_sleep.is_sleeping,
+    ("GET", "/server_info"): standin_sleep.server_info,
     ("POST", "/init_weight_transfer_engine"): standin_weights.initialise,
     ("POST", "/start_weight_update"): standin_weights.start,
     ("POST", "/update_weights"): standin_weights.update,

@@ -10,6 +10,7 @@ import asyncio
 import copy
 import json
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -100,8 +101,8 @@ class ServedModel:
         self.adapters: dict[str, Weights] = {}
         self.retired: list[Weights] = []
         self.versions = ["default"]
-        self.resumed = asyncio.Event()
-        self.resumed.set()
+        self.resumed, self.admitting = threading.Event(), threading.Event()
+        self.resume()
         self._count = 0
         self._ticking: asyncio.Task[None] | None = None
 
@@ -112,6 +113,7 @@ class ServedModel:
         self, which: Weights, ids: list[int], sampling: Sampling, seed: int, salt: str
     ) -> GenOutput:
         """Return a continuation; as vLLM, start from whatever prefix is kept under `salt`."""
+        await _until(self.admitting)
         session = self._session(which, ids, salt)
         request = GenRequest(session, ids, sampling, seed)
         which.engine.submit(request)
@@ -124,7 +126,7 @@ class ServedModel:
 
     async def _tick(self) -> None:
         while busy := [w for w in self._every() if w.waiting]:
-            await self.resumed.wait()
+            await _until(self.resumed)
             for which in busy:
                 self._reread(which)
                 for output in which.engine.poll():
@@ -147,7 +149,8 @@ class ServedModel:
         self, which: Weights, ids: list[int], sampling: Sampling, seed: int, shape: Shape
     ) -> GenOutput:
         """Draw from a distribution that `shape` has cut; its log-probabilities are renormalised."""
-        await self.resumed.wait()
+        await _until(self.admitting)
+        await _until(self.resumed)
         drawn: list[int] = []
         logprobs: list[float] = []
         while len(drawn) < sampling.max_tokens and not {*drawn[-1:]} & {*sampling.stop_ids}:
@@ -178,6 +181,25 @@ class ServedModel:
     def change(self, files: Sequence[Path]) -> None:
         """Load weights, and leave every cached key and value as it is."""
         self.load(self.base.model, files)
+
+    async def drain(self) -> None:
+        """Admit nothing new and end what was begun; then draw nothing."""
+        self.admitting.clear()
+        self.resumed.set()
+        while any(which.waiting for which in self._every()):
+            await asyncio.sleep(0)
+        self.resumed.clear()
+
+    def resume(self) -> None:
+        """Draw, and admit, again."""
+        self.admitting.set()
+        self.resumed.set()
+
+    @torch.no_grad()
+    def lose(self) -> None:
+        """Lose all weights; buffers are kept elsewhere."""
+        for weight in self.base.model.parameters():
+            weight.zero_()
 
     def stamp(self, version: str) -> None:
         """Name the weights; tokens that are drawn from now on carry it."""
@@ -222,6 +244,12 @@ class ServedModel:
     def of(self, name: str) -> Weights:
         """Return the weights behind a model's name."""
         return self.adapters.get(name, self.base)
+
+
+async def _until(event: threading.Event) -> None:
+    """Wait for what another loop may set."""
+    while not event.is_set():
+        await asyncio.sleep(0.002)
 
 
 @torch.no_grad()

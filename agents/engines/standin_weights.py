@@ -30,7 +30,8 @@ async def pause(app: StandIn, body: Body) -> dict[str, Any]:
 
 async def resume(app: StandIn, body: Body) -> dict[str, Any]:
     """Go on."""
-    app.served.resumed.set()
+    require_awake(app, "weights", "kv_cache")
+    app.served.resume()
     return {"status": "resumed"}
 
 
@@ -57,6 +58,7 @@ async def update(app: StandIn, body: Body) -> dict[str, Any]:
     """Load files, and reset nothing."""
     if not app.updating or app.root is None:
         raise Refusal(500, "start_weight_update must be called before update_weights.")
+    require_awake(app, "weights")
     app.served.change([app.root / name for name in body["update_info"]["files"]])
     return {"message": "Weights updated"}
 
@@ -71,9 +73,13 @@ async def finish(app: StandIn, body: Body) -> dict[str, Any]:
 
 
 async def collective_rpc(app: StandIn, body: Body) -> dict[str, Any]:
-    """Reload the weights from a folder, and reset nothing."""
+    """Reload the weights from a folder, or those of the start, and reset nothing."""
     if body.get("method") != "reload_weights":
         raise Refusal(500, f"the stand-in has no method {body.get('method')!r}")
+    require_awake(app, "weights")
+    if body["kwargs"]["weights_path"] == app.settings.root:
+        app.served.base.model.load_state_dict(app.own)
+        return {"results": [None]}
     folder = Path(body["kwargs"]["weights_path"])
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -110,6 +116,7 @@ async def load_lora(app: StandIn, body: Body) -> str:
         raise Refusal(400, f"The lora adapter '{name}' has already been loaded.")
     if not (config := folder / "adapter_config.json").exists():
         raise Refusal(404, f"Loading lora {name} failed: No adapter found for {folder}")
+    require_awake(app, "weights")
     rank, most = json.loads(config.read_text())["r"], app.settings.max_lora_rank
     if rank > most:
         raise Refusal(500, f"LoRA rank {rank} is greater than max_lora_rank {most}.")
@@ -125,6 +132,12 @@ async def unload_lora(app: StandIn, body: Body) -> str:
         raise Refusal(404, f"The lora adapter '{name}' cannot be found.")
     app.served.retire(name)
     return f"Success: LoRA adapter '{name}' removed successfully."
+
+
+def require_awake(app: StandIn, *tags: str) -> None:
+    """Refuse what needs memory that sleeps; a GPU's server dies of it."""
+    if asleep := app.asleep & {*tags}:
+        raise Refusal(500, f"an illegal memory access was encountered: {sorted(asleep)} sleeps")
 
 
 def _takes_adapters(app: StandIn) -> None:

@@ -33,6 +33,12 @@ from turnwise.agents.engines.client import (
 )
 from turnwise.agents.engines.replicas import Replica, Replicas
 from turnwise.agents.engines.vllm_score import check_scorable, score
+from turnwise.agents.engines.vllm_sleep import (
+    WAKE_S,
+    fall_asleep,
+    replace_weights_asleep,
+    rouse,
+)
 from turnwise.agents.engines.vllm_start import Needs, ServerUnfit, examine
 from turnwise.agents.engines.vllm_weights import (
     TOLERANCE,
@@ -44,6 +50,7 @@ from turnwise.agents.engines.vllm_weights import (
     replace_weights,
 )
 from turnwise.agents.engines.vllm_wire import COMPLETIONS, PLAIN, Wire, output_of, version_name
+from turnwise.agents.faults import log
 
 T = TypeVar("T")
 GONE = (ServerLost, ServerLate)
@@ -280,10 +287,12 @@ class VllmEngine:
             CannotScore: another temperature, or more candidates than the server gives.
             PromptTooLong: a request does not fit.
             EngineBroken: a change of weights failed, before or meanwhile.
-            EngineError: no server answered.
+            EngineError: no server answered, or they sleep: who waits here could not wake them.
         """
         for request in requests:
             check_scorable(request, self.max_len)
+        if self.asleep and not self.broken:
+            raise EngineError("the servers sleep until the next change of weights: score before")
         scores = self._background.start(self._score_all(requests))
         self._scoring.add(scores)
         if self.broken:  # nobody would open the gate; `_break` takes what is there before it
@@ -384,13 +393,14 @@ class VllmEngine:
         """Return the model's name on a server that is right now; empty if it is dead."""
         server, salt = replica.server, version_name(version)
         try:
-            name = await replace_weights(server, self.way, source, version, self.model)
+            change = replace_weights_asleep if replica.asleep else replace_weights
+            name = await change(server, self.way, source, version, self.model)
             room, most = self.max_len, self.tolerance
             await prove(server, self.wire, source, name, salt, max_len=room, tolerance=most)
         except GONE as error:
             self.replicas.failed(replica, error, at_once=True)
             return ""
-        replica.proved = version
+        replica.proved, replica.asleep = version, 0
         self.replicas.revive(replica)
         return name
 
@@ -403,6 +413,55 @@ class VllmEngine:
         except TimeoutError:
             raise ServerLate(f"{self._asking} requests are not answered in {limit:g} s") from None
 
+    # -- sleep ---------------------------------------------------------------------------------
+
+    @property
+    def asleep(self) -> bool:
+        """Whether a server was told to sleep and has not been woken since."""
+        return any(replica.asleep for replica in self.replicas.every)
+
+    def sleep(self, level: int) -> None:
+        """Have the servers give their memory back until the next change of weights wakes them.
+
+        What is in flight is waited for, and what is submitted meanwhile waits. `close` wakes them,
+        too. A server that dies of it is dead as any other.
+
+        Args:
+            level: 1 keeps their weights in main memory, 2 forgets them.
+
+        Raises:
+            EngineBroken: a server is not asleep, or what is in flight does not end.
+        """
+        try:
+            self._background.run(self._sleep(level))
+        except EngineError as error:
+            self._break(f"the servers were not put to sleep: {error}")
+            raise EngineBroken(self.broken) from error
+
+    async def _sleep(self, level: int) -> None:
+        self._gate.clear()
+        await self._until_quiet()
+        laid = (self._lay(replica, level) for replica in self.replicas.living)
+        for failure in await asyncio.gather(*laid, return_exceptions=True):
+            if isinstance(failure, BaseException):
+                raise failure
+
+    async def _lay(self, replica: Replica, level: int) -> None:
+        replica.asleep = level  # also if its answer is lost
+        try:
+            await fall_asleep(replica.server, level)
+        except GONE as error:
+            self.replicas.failed(replica, error, at_once=True)
+
+    async def _rouse(self, replica: Replica) -> None:
+        """Wake a server that gets no new weights, or say that it sleeps on."""
+        try:
+            await rouse(replica.server, forgotten=replica.asleep > 1, deadline_s=WAKE_S)
+            replica.asleep = 0
+        except EngineError as error:
+            text = "%s may be asleep: POST /wake_up there, or restart it (%s)"
+            log.warning(text, replica.server.url, error)
+
     def _break(self, why: str) -> None:
         self.broken = why
         for scores in list(self._scoring):
@@ -412,10 +471,12 @@ class VllmEngine:
         self._ready = []
 
     def close(self) -> None:
-        """Drop what is in flight and close every connection."""
+        """Drop what is in flight, wake who sleeps and close every connection."""
         if self._background.loop.is_running():
             for session in list(self._flying):
                 self.end_session(session)
             for replica in self.replicas.every:
+                if replica.asleep:
+                    self._background.run(self._rouse(replica))
                 self._background.run(replica.server.close())
             self._background.close()

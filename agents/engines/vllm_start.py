@@ -6,6 +6,7 @@ tokenizer    gives the ids that the trainer's gives
 logprobs     after the temperature (processed), of a distribution that nothing else shapes; of two
              candidates a token at least
 routes       those for weight updates, if weights will be updated; that of `GENERATE`
+sleep        sleep mode, if it shares a GPU with the trainer
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from turnwise.agents.engines.base import GenRequest, Sampling, ScoreOutput, ScoreRequest
 from turnwise.agents.engines.client import ProtocolError, Server, ServerRefused
 from turnwise.agents.engines.vllm_score import score
+from turnwise.agents.engines.vllm_sleep import sleeps_for_nothing
 from turnwise.agents.engines.vllm_weights import PROBE_DRAWS, TOLERANCE, mean_gap
 from turnwise.agents.engines.vllm_wire import COMPLETIONS, GENERATE, Wire, output_of
 
@@ -47,6 +49,8 @@ class Needs:
     """Hugging Face tokenizer to compare with; None compares nothing."""
     updates: bool = False
     """Weights will be updated."""
+    sleep: bool = False
+    """It is to give its memory back while the trainer learns."""
     versions: tuple[tuple[int, int], tuple[int, int]] = VERSIONS
 
 
@@ -66,6 +70,8 @@ async def examine(
     model, max_len = await _model(server, needs)
     if needs.updates:
         await _routes(server)
+    if needs.sleep and (why := await sleeps_for_nothing(server)):
+        raise ServerUnfit(why)
     if needs.tokenizer is not None:
         await _tokenizer(server, model, needs.tokenizer)
     await _logprobs(server, wire, model, tolerance)
