@@ -62,8 +62,8 @@ class Options:
     lora_rank: int = 0
     """Largest rank of adapters that are loaded hot (--engine-sync lora); 0 takes none."""
     colocated: bool = False
-    """Share a GPU with the trainer: sleep mode on, and less than half of the memory. Not tried on a
-    GPU by us; nothing sends the server to sleep by itself."""
+    """Share a GPU with the trainer: sleep mode on, and less than half of the memory; `turnwise
+    train --engine-sleep 1` lets it sleep while the trainer learns. Not tried on a GPU by us."""
     gpu_share: float = 0.9
     """Share of a GPU's memory; 0.4 with --colocated."""
     dry_run: bool = False

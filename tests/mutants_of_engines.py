@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 VLLM, WIRE, SCORE = (f"agents/engines/vllm{name}" for name in ("", "_wire", "_score"))
-START, WEIGHTS = (f"agents/engines/vllm_{name}" for name in ("start", "weights"))
+START, WEIGHTS, SLEEP = (f"agents/engines/vllm_{name}" for name in ("start", "weights", "sleep"))
 CLIENT, REPLICAS = (f"agents/engines/{name}" for name in ("client", "replicas"))
 EMBEDDED, SLAB, SAMPLING = (f"agents/engines/{name}" for name in ("embedded", "slab", "sampling"))
 TREE = "trainers/tree_attention"
@@ -72,7 +72,8 @@ ENGINES = [
      "engine_contract.py breaks_the_engine"),
     (VLLM, "            await self._until_quiet()\n", "            pass\n",
      "engine_contract.py is_waited_for"),
-    (VLLM, "        self._gate.clear()\n", "        pass\n", "engine_traps.py asks_nothing"),
+    (VLLM, "        self._gate.clear()\n        if not", "        if not",
+     "engine_traps.py asks_nothing"),
     # The temperature.
     (SCORE, "    if request.temperature != 1.0:\n", "    if False:\n",
      "engine_contract.py at_another_temperature"),
@@ -223,6 +224,49 @@ ENGINES = [
      "engine_training_faults.py as_it_is"),
     ("trainers/loop", "refuse_used(config.out, config.to_json(), resume=config.resume)", "None",
      "engine_training.py before_a_server"),
+    # Asleep while the trainer learns.
+    (SLEEP, '    await server.post("/wake_up?tags=weights", once=True)\n    name', "    name",
+     "engine_sleep.py of_the_embedded_engine"),
+    (SLEEP, '    await server.post("/reset_prefix_cache", once=True)\n', "",
+     "engine_sleep.py of_the_embedded_engine"),
+    (VLLM, "replace_weights_asleep if replica.asleep else replace_weights", "replace_weights",
+     "engine_sleep.py of_the_embedded_engine"),
+    ("trainers/loop", "    trainee.sampler.rest()\n", "",
+     "engine_sleep.py of_the_embedded_engine"),
+    ("trainers/dagger_loop", "        self.trainee.sampler.rest()\n", "",
+     "engine_sleep.py rounds_of_imitation"),
+    (VLLM, "                if replica.asleep:\n", "                if False:\n",
+     "engine_sleep.py leaves_no_server_asleep"),
+    (VLLM, "forgotten=replica.asleep > 1", "forgotten=False",
+     "engine_sleep.py awake_and_holds_weights"),
+    (VLLM, "            log.warning(text, replica.server.url, error)\n", "            pass\n",
+     "engine_sleep.py cannot_be_woken"),
+    (VLLM, "            await fall_asleep(replica.server, level)\n        except GONE",
+     "            await fall_asleep(replica.server, level)\n        except ZeroDivisionError",
+     "engine_sleep.py lost_on_its_way"),
+    (VLLM, "if self.asleep and not self.broken:", "if False:",
+     "engine_contract.py not_waited_for"),
+    (VLLM, "        await self._until_quiet()\n        laid", "        laid",
+     "engine_contract.py ends_before"),
+    (START, "    if needs.sleep and", "    if False and", "engine_sleep.py without_sleep_mode"),
+    (SLEEP, "        if error.status != 404:\n", "        if True:\n",
+     "engine_sleep.py without_sleep_mode"),
+    (SLEEP, "return on_cpu or bool(", "return bool(", "engine_sleep.py nothing_to_free"),
+    (SLEEP, "    except ServerRefused:\n        return True\n",
+     "    except ServerRefused:\n        return False\n", "engine_sleep.py nothing_to_free"),
+    (SLEEP, "    if not await is_asleep(server):\n", "    if False:\n",
+     "engine_sleep.py awake_after_all"),
+    (SLEEP, '{"weights_path": await _started_with(server)}', "{}",
+     "engine_sleep.py awake_and_holds_weights"),
+    (SLEEP, "    if asleep:\n", "    if False:\n", "engine_sleep.py was_killed"),
+    ("trainers/loop", "TooManyLost, NotAsleep, TrainingDiverged", "TooManyLost, TrainingDiverged",
+     "engine_sleep.py another_goes_on"),
+    *(("trainers/config", f"        if {guard}:\n            raise",
+       "        if False:\n            raise", "engine_sleep.py would_be_needed")
+      for guard in ('self.engine_sleep > 1 and self.engine_sync == "lora"', "self.pipeline_depth",
+                    "both := same_servers(self.engine, self.teacher)")),
+    ("trainers/config", 'a.rstrip("/").removesuffix("/v1")', "a",
+     "engine_sleep.py would_be_needed"),
     # Layout and rounding.
     (SLAB, "<= positions[..., None]", "< positions[..., None] + (positions[..., None] == 0)",
      "engine.py also_after_training"),

@@ -31,6 +31,12 @@ def addresses_in(engine: str) -> list[str]:
     return engine.replace(",", " ").split()
 
 
+def same_servers(one: str, other: str) -> list[str]:
+    """Return the addresses in `one` that are in `other`, too, however their ends are written."""
+    named = [[a.rstrip("/").removesuffix("/v1") for a in addresses_in(x)] for x in (one, other)]
+    return [address for address in named[0] if address in named[1]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A run of on-policy training. The defaults run on a laptop's CPU."""
@@ -57,6 +63,9 @@ class TrainConfig:
     backend that `turnwise serve-policy` loads), or `lora` (the adapter alone)."""
     engine_route: str = "completions"
     """How a server is asked: `completions`, or `generate`, which tells versions by the token."""
+    engine_sleep: int = 0
+    """Level at which servers on the trainer's own GPU sleep while it learns: 1 keeps their weights
+    in main memory, 2 forgets them, 0 does neither; see `turnwise serve-policy --colocated`."""
     engine_tolerance: float = 0.02
     """Nats by which a server may differ from itself at the start, and from the trainer on the probe
     after each update; a server in bfloat16 needs about 0.1."""
@@ -182,6 +191,7 @@ class TrainConfig:
         if self.rank_timeout_s <= 0:
             raise ValueError(f"rank_timeout_s must be above 0, got {self.rank_timeout_s}")
         self._require_importance()
+        self._require_sleep()
         self._require_ray()
         if self.recall is not None:
             checked_recall(self.recall)
@@ -208,6 +218,31 @@ class TrainConfig:
             raise ValueError(
                 f"importance {self.importance!r} compares recomputed log-probabilities with the "
                 "engine's: set correct_mismatch, too"
+            )
+
+    def _require_sleep(self) -> None:
+        """Refuse servers that would sleep when they are needed, or wake without their weights."""
+        if self.engine_sleep not in (0, 1, 2):
+            raise ValueError(f"engine_sleep is a level from 0 to 2, got {self.engine_sleep}")
+        if not self.engine_sleep:
+            return
+        level = f"engine_sleep {self.engine_sleep}"
+        if not self.has_servers:
+            raise ValueError(f"{level} is for servers: name them with engine, or leave it out")
+        if self.pipeline_depth:
+            raise ValueError(
+                f"{level} has the servers asleep while the trainer learns, and pipeline_depth "
+                f"{self.pipeline_depth} plays on them then: set one of the two to 0"
+            )
+        if self.engine_sleep > 1 and self.engine_sync == "lora":
+            raise ValueError(
+                f"{level} has the servers forget the weights that an adapter of engine_sync lora "
+                "is for: set engine_sleep 1"
+            )
+        if both := same_servers(self.engine, self.teacher):
+            raise ValueError(
+                f"{level} has {', '.join(both)} asleep when it is asked as a teacher: serve the "
+                "teacher elsewhere"
             )
 
     def _require_ray(self) -> None:

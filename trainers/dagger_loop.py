@@ -190,6 +190,7 @@ class Rounds:
         folder.records.extend(episodes)
         require_enough(episodes, self.config.max_failed, self.config.max_tokens)
         self._require_answers(episodes)
+        self.trainee.sampler.rest()
         self.played.append(episodes)
         metrics = rollout_metrics(episodes) | said_in(episodes, roll_in)
         metrics |= self._learn(step, groups)

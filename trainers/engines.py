@@ -40,6 +40,10 @@ class WeightsNotTaken(EngineError):
     """Servers did not take new weights: what was learnt before is whole. Raised on all ranks."""
 
 
+class NotAsleep(EngineError):
+    """Servers did not go to sleep: what was learnt before is whole. Raised on all ranks."""
+
+
 @dataclass(frozen=True)
 class Sampler:
     """An engine, and what it is to be given after every update."""
@@ -47,6 +51,8 @@ class Sampler:
     engine: Engine
     publish: Callable[[int], object]
     """Has the engine play with the present weights from now on, under this version."""
+    rest: Callable[[], object] = lambda: None
+    """Leaves the machine to the learner until the next `publish`."""
 
     def __post_init__(self) -> None:
         if shaping := getattr(self.engine, "shaping", None):
@@ -165,7 +171,12 @@ def connected(config: TrainConfig, tokenizer: Any, servers: Sequence[str], key: 
         raise ValueError("engine_sync lora needs adapters to send: set lora_rank, or use reload")
     return VllmEngine(
         servers,
-        needs=Needs(max_len=config.max_tokens, tokenizer=tokenizer, updates=True),
+        needs=Needs(
+            max_len=config.max_tokens,
+            tokenizer=tokenizer,
+            updates=True,
+            sleep=config.engine_sleep > 0,
+        ),
         api_key=key,
         deadline_s=config.reply_timeout_s,
         drawing_s=max(DRAWING_S, config.reply_timeout_s * 2 / 3),
@@ -181,6 +192,7 @@ def _remote(
     from turnwise.agents.engines.vllm_weights import SavedWeights, hot_lora
 
     opened, key = list["VllmEngine"](), key_of_servers()
+    ranks.on_main(lambda: rouse_servers(servers, key))
     # All look at the servers before the first one changes what these hold.
     ranks.each(lambda: opened.append(connected(config, tokenizer, servers, key)))
     (engine,) = opened
@@ -192,7 +204,54 @@ def _remote(
         where = save(model, tokenizer, config.out / folder)
         return SavedWeights(where, lambda ids: own_logprobs(model, ids), vocab)
 
-    return Sampler(engine, partial(_bring, engine, weights))
+    if not config.engine_sleep:
+        return Sampler(engine, partial(_bring, engine, weights))
+    bring = partial(_bring_back, engine, weights)
+    return Sampler(engine, bring, partial(_lay, engine, config.engine_sleep))
+
+
+def rouse_servers(servers: Sequence[str], key: str) -> None:
+    """Wake servers that a run which was killed has left asleep or paused.
+
+    Raises:
+        EngineError: one cannot be reached, or cannot be woken.
+    """
+    from turnwise.agents.engines.background import Background
+    from turnwise.agents.engines.client import Server
+    from turnwise.agents.engines.vllm_sleep import rouse_left_asleep
+
+    async def rouse(address: str) -> None:
+        server = Server(address, api_key=key)
+        try:
+            await rouse_left_asleep(server)
+        finally:
+            await server.close()
+
+    background = Background()
+    try:
+        for address in servers:
+            background.run(rouse(address))
+    finally:
+        background.close()
+
+
+def _lay(engine: VllmEngine, level: int) -> None:
+    """Put the servers to sleep, once for all processes, of which none plays any more."""
+    ranks.on_main(lambda: _laid(engine, level))
+
+
+def _laid(engine: VllmEngine, level: int) -> None:
+    try:
+        engine.sleep(level)
+    except EngineError as error:
+        raise NotAsleep(str(error)) from error
+
+
+def _bring_back(engine: VllmEngine, weights: Callable[[], SavedWeights], version: int) -> None:
+    """Wake the servers with the learner's weights; before, give back what it has only reserved."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    _bring(engine, weights, version)
 
 
 def _bring(engine: VllmEngine, weights: Callable[[], SavedWeights], version: int) -> None:

@@ -27,7 +27,7 @@ from turnwise.trainers.batch import rows_of
 from turnwise.trainers.coach import own_attempts
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.dagger_loop import Rounds
-from turnwise.trainers.engines import WeightsNotTaken
+from turnwise.trainers.engines import NotAsleep, WeightsNotTaken
 from turnwise.trainers.interrupt import Interrupt
 from turnwise.trainers.learner import TrainingDiverged
 from turnwise.trainers.model import load_model, save_model
@@ -51,7 +51,7 @@ from turnwise.trainers.watch import (
 )
 
 P = TypeVar("P", bound="Closes | None")
-RESUMABLE = (TooManyLost, TrainingDiverged, RecordError, ClusterLost, WeightsNotTaken)
+RESUMABLE = (TooManyLost, NotAsleep, TrainingDiverged, RecordError, ClusterLost, WeightsNotTaken)
 """What ends a run between two steps: the last whole step is saved first."""
 
 
@@ -81,7 +81,8 @@ def train(
         UnknownEnv, UnknownRecipe, ModelNotFound, TokenizerMismatch, RunFolderError, OnPolicyOnly:
             before anything is played; the message says what to do.
         MissingExtra: `ray` is set and Ray is not installed.
-        TooManyLost, TrainingDiverged, ClusterLost, WeightsNotTaken: in mid-run, after a checkpoint.
+        TooManyLost, TrainingDiverged, ClusterLost, WeightsNotTaken, NotAsleep: in mid-run, after a
+            checkpoint.
         EngineError: a teacher's server failed amid a step; go on from the checkpoint before.
         RankFailed, RankLost: of several processes another one failed, or is gone.
     """
@@ -241,6 +242,7 @@ def _step(run: _Run, step: int) -> dict[str, Any]:
     run.folder.records.extend(episodes)
     require_enough(episodes, config.max_failed, config.max_tokens)
     attempts.ahead(step)
+    trainee.sampler.rest()
     groups = [own_attempts(group) for group in groups]
     metrics = rollout_metrics(_episodes(groups)) | attempts.metrics(episodes)
     metrics |= _update(config, trainee, groups, run.recipe, tutor)
