@@ -529,3 +529,46 @@ def test_an_error_answer_is_told_with_what_the_server_said():
 
 def test_what_is_late_is_an_error_of_the_machine():
     assert issubclass(ServerLate, EngineError) and issubclass(ProtocolError, EngineError)
+
+
+def answers(replicas, **took) -> None:
+    """Have servers answer three times each, in so many seconds."""
+    for replica in replicas.every:
+        for _ in range(3):
+            replicas.worked(replica, took[replica.server.url[-1]])
+
+
+def placed(replicas, count: int) -> dict[str, int]:
+    """Where so many new sessions go, by server."""
+    homes = [replicas.of(f"new {n}").server.url[-1] for n in range(count)]
+    return {name: homes.count(name) for name in "abc"}
+
+
+def test_a_slow_server_gets_as_much_less_as_it_is_slower_and_keeps_what_it_has():
+    replicas = Replicas([Server(f"http://{name}") for name in "abc"])
+    before = [replicas.of(str(n)) for n in range(6)]
+    assert len(set(before)) == 3
+    answers(replicas, a=0.1, b=2.0, c=0.12)
+    assert [replicas.of(str(n)) for n in range(6)] == before
+    for n in range(6):
+        replicas.forget(str(n))
+    assert placed(replicas, 41) == {"a": 20, "b": 1, "c": 20}
+
+
+def test_one_answer_out_of_line_makes_no_server_slow_and_one_that_is_fast_again_is_seen():
+    now = [1000.0]
+    replicas = Replicas([Server(f"http://{name}") for name in "abc"], clock=lambda: now[0])
+    answers(replicas, a=0.1, b=0.1, c=0.1)
+    replicas.worked(replicas.every[1], 9.0)
+    assert placed(replicas, 6) == {"a": 2, "b": 2, "c": 2}
+    for n in range(6):
+        replicas.forget(f"new {n}")
+    for _ in range(9):
+        replicas.worked(replicas.every[1], 9.0)
+    assert placed(replicas, 6) == {"a": 3, "b": 0, "c": 3}
+    for n in range(6):
+        replicas.forget(f"new {n}")
+    now[0] += 1000.0
+    for replica in replicas.every[::2]:
+        replicas.worked(replica, 0.1)
+    assert placed(replicas, 7) == {"a": 3, "b": 1, "c": 3}

@@ -163,6 +163,7 @@ def test_a_server_that_does_not_sleep_ends_the_run_with_what_was_learnt_and_anot
     with served(Told({"/sleep": 1})) as url, pytest.raises(NotAsleep, match=r"/sleep.*404") as no:
         rows.extend(training(tmp_path / "run", url, engine_sleep=1))
     assert "\n" not in str(no.value) and [row["step"] for row in rows] == [1]
+    assert [place.name for place in (tmp_path / "run/checkpoints").iterdir()] == ["step-000001"]
     with served(Told()) as url:
         run(tmp_path / "run", url, engine_sleep=1, resume=True)
     assert tokens(tmp_path / "run") == tokens(embedded[0])

@@ -18,6 +18,7 @@ from turnwise.agents.engines.client import ServerRefused
 from turnwise.agents.engines.standin import Settings, StandIn, served
 from turnwise.agents.record import read_records
 from turnwise.envs.types import Episode, Outcome, Stop
+from turnwise.trainers import engines
 from turnwise.trainers.engines import WeightsNotTaken
 from turnwise.trainers.ranks import portable
 
@@ -245,6 +246,67 @@ def test_a_server_that_hangs_with_a_batch_in_flight_costs_an_attempt_and_not_the
         assert tokens(tmp_path / "run") == tokens(tmp_path / "calm")
     else:
         assert (hit[0].outcome, hit[0].stop) == (Outcome.INFRA_ERROR, Stop.DEADLINE)
+
+
+class Slow:
+    """An application that takes its time over tokens, and notes what it was asked and drew."""
+
+    def __init__(self, app, seconds: float) -> None:
+        self.app, self.seconds, self.drawn = app, seconds, []
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope.get("path") != "/v1/completions":
+            return await self.app(scope, receive, send)
+        await asyncio.sleep(self.seconds)
+        events = []
+
+        async def keep(sent) -> None:
+            events.append(sent)
+
+        await self.app(scope, receive, keep)
+        (choice,) = json.loads(events[1]["body"])["choices"]
+        if len(choice["token_ids"]) <= 3 and choice["prompt_logprobs"] is None:  # an episode's
+            self.drawn.append((choice["prompt_token_ids"], choice["token_ids"]))
+        for sent in events:
+            await send(sent)
+
+    @property
+    def opened(self) -> list[list[int]]:
+        """What was asked that goes on from nothing that this server drew."""
+        ends = [[*prompt, *ids] for prompt, ids in self.drawn]
+        begins = [prompt for prompt, _ in self.drawn]
+        return [p for p in begins if not any(p[: len(end)] == end for end in ends)]
+
+
+def test_a_server_that_is_twenty_times_slower_gets_little_and_costs_no_episode(
+    tmp_path, monkeypatch
+):
+    made = []
+
+    def connected(*given, whole=engines.connected):
+        made.append(whole(*given))
+        return made[-1]
+
+    monkeypatch.setattr(engines, "connected", connected)
+    fast, slow = Slow(standin(), 0.1), Slow(standin(), 2.0)
+    how = {"steps": 4, "reply_timeout_s": 60.0}
+    with served(slow) as one, served(fast) as two:
+        rows = []
+        for row in training(tmp_path / "run", f"{one},{two}", **how):
+            rows.append((row, len(slow.drawn), len(fast.drawn)))
+    calm = run(tmp_path / "calm", "embedded", **how)
+    assert tokens(tmp_path / "run") == tokens(tmp_path / "calm")
+    for (row, _, _), other in zip(rows, calm, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+    every = read_all(tmp_path / "run")
+    assert len({episode.id for episode in every}) == len(every) == 4 * 12
+    assert {(e.outcome, e.attempts) for e in every} == {(Outcome.OK, 1)}
+    # Once both are known, and of each episode both turns where its first one was.
+    (_, slow_before, fast_before), (_, slow_after, fast_after) = rows[0], rows[-1]
+    assert slow_before and fast_after - fast_before > 10 * (slow_after - slow_before)
+    assert all(len(app.opened) == len(app.drawn) / 2 for app in (slow, fast))
+    (engine,) = made
+    assert all(replica.alive and not replica.failures for replica in engine.replicas.every)
 
 
 def test_the_deadline_of_a_run_is_that_of_its_changes_of_weights(tmp_path):

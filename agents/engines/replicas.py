@@ -1,18 +1,28 @@
 """Which server an episode is played on: always the same one, whose prefix cache knows it.
 
-A new episode goes to the server with the least to do. A server that fails several times in a row,
-by its silence or by its answers, is dead: its episodes move to others, and after a rest it is asked
-whether it is back.
+A new episode goes to the server with the least to do, by how long its answers take: one that is
+twenty times slower gets a twentieth of what another one gets. A slow answer is no failure. A server
+that fails several times in a row, by its silence or by its answers, is dead: its episodes move to
+others, and after a rest it is asked whether it is back.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
 from time import monotonic
 
 from turnwise.agents.engines.base import EngineError
 from turnwise.agents.engines.client import Server
+
+LATELY, ENOUGH = 9, 3
+"""Answers whose median time is a server's pace, and how many there must be."""
+ALIKE = 1.5
+"""Servers whose paces differ by less are as fast as each other."""
+LOOK_AGAIN_S = 300.0
+"""A server that has answered nothing for so long gets one episode, however slow it was."""
 
 
 class NoServer(EngineError):
@@ -28,6 +38,10 @@ class Replica:
     """Requests that it is working on."""
     sessions: int = 0
     """Episodes that have their cache here."""
+    took: deque[float] = field(default_factory=lambda: deque(maxlen=LATELY))
+    """Seconds of its last answers."""
+    answered: float = 0.0
+    """Clock time of the last one."""
     failures: int = 0
     """In a row."""
     resting_until: float = 0.0
@@ -42,6 +56,16 @@ class Replica:
     def alive(self) -> bool:
         """It is given requests."""
         return not self.resting_until
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds of an answer; None before there were enough."""
+        return median(self.took) if len(self.took) >= ENOUGH else None
+
+    @property
+    def busy(self) -> int:
+        """Episodes, or requests that their episodes have left behind."""
+        return max(self.load, self.sessions)
 
 
 class Replicas:
@@ -87,12 +111,19 @@ class Replicas:
             return home
         self.forget(session)
         self.require_one()
-        home = min(
-            self.others(but) or self.living, key=lambda replica: (replica.load, replica.sessions)
-        )
+        home = min(self.others(but) or self.living, key=lambda r: (self._queue(r), r.load))
         self._home[session] = home
         home.sessions += 1
         return home
+
+    def _queue(self, replica: Replica) -> float:
+        """Return how long a further session would take there, in those of the fastest server."""
+        paces = [other.pace for other in self.living if other.pace is not None]
+        old = not replica.busy and self.clock() - replica.answered > LOOK_AGAIN_S
+        if replica.pace is None or old:
+            return replica.busy + 1
+        slower = replica.pace / max(min(paces), 1e-9)
+        return (replica.busy + 1) * (slower if slower > ALIKE else 1.0)
 
     def others(self, but: Collection[Replica]) -> list[Replica]:
         """Return the living ones that are not among these."""
@@ -110,9 +141,12 @@ class Replicas:
         if home is not None:
             home.sessions -= 1
 
-    def worked(self, replica: Replica) -> None:
-        """It has answered."""
+    def worked(self, replica: Replica, took: float | None = None) -> None:
+        """It has answered, in so many seconds."""
         replica.failures = 0
+        if took is not None:
+            replica.took.append(took)
+            replica.answered = self.clock()
 
     def failed(self, replica: Replica, error: Exception, *, at_once: bool = False) -> None:
         """It has not. `at_once` needs no further strikes: it hung, or lost its weights."""

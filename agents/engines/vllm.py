@@ -213,6 +213,7 @@ class VllmEngine:
             replica = self.replicas.of(session, refused)
             replica.load += 1
             self._asking += 1
+            begun = self.replicas.clock()
             try:
                 answer = await ask(replica)
             except GONE as error:
@@ -222,7 +223,7 @@ class VllmEngine:
                 if not self._others_may(refused, error):
                     raise
             else:
-                self.replicas.worked(replica)
+                self.replicas.worked(replica, self.replicas.clock() - begun)
                 return answer
             finally:
                 replica.load -= 1
