@@ -25,8 +25,11 @@ ENV = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "plain-shard", "adapters", "paced"])
-def test_two_processes_on_a_server_make_the_run_of_one_without(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [("plain", 0), ("plain", 2), ("plain-shard", 0), ("adapters", 0), ("paced", 0)],
+)
+def test_two_processes_on_a_server_make_the_run_of_one_without(tmp_path, name, level):
     ranked.models(tmp_path)
     alone = ranked.go(tmp_path / "one", name)
     begins = "model" if name == "adapters" else "teacher"  # with weights that are not the run's
@@ -39,6 +42,7 @@ def test_two_processes_on_a_server_make_the_run_of_one_without(tmp_path, name):
 
     with served(listening) as url:
         options = {"engine": url, "engine_sync": "lora" if name == "adapters" else "reload"}
+        options |= {"engine_sleep": level}
         (tmp_path / "options.json").write_text(json.dumps(options))
         command = [sys.executable, str(HERE / "ranked.py"), str(tmp_path / "two"), name]
         late = {**ENV, "TURNWISE_TEST_LATE": "1"}
@@ -50,6 +54,9 @@ def test_two_processes_on_a_server_make_the_run_of_one_without(tmp_path, name):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
         # What is played ahead is older than the weights that learn from it.
         assert other["engine_gap"] < 1e-4 or other["staleness"] > 0
+    # Those that share servers put them to sleep once a step, and leave them awake.
+    steps = len(found) if level else 0
+    assert heard.count("/sleep") == steps and not held.asleep
     # Both have looked at what the server held before anything was changed there.
     changed = heard.index("/v1/load_lora_adapter" if name == "adapters" else "/pause")
     assert heard[:changed].count("/version") == 2
