@@ -12,6 +12,7 @@ from turnwise.trainers import schooling
 from turnwise.trainers.guard import Guard
 from turnwise.trainers.lesson import CRAFT_RL, CRAFT_SFT
 from turnwise.trainers.model import fingerprint, load_model
+from turnwise.trainers.progress import Progress
 from turnwise.trainers.schooling import Schooling, run_schooling
 from turnwise.trainers.stages import Interrupted, Named, PlanChanged, Stage, run_stages
 
@@ -141,20 +142,40 @@ def test_every_stage_of_the_pipeline_has_its_reports_on_dev_and_test(whole):
     assert summary["student"]["test"]["floors"].keys() == {"noop", "random"}
 
 
-@pytest.mark.parametrize("stage", ["bridge", "rl"])
-def test_a_pipeline_that_is_killed_before_a_stage_ends_with_the_same_weights(
+def before_its_model_is_there(patch):
+    """Stop a stage that imitates after its last step, when all but saving is done."""
+    patch.setattr("turnwise.trainers.lesson.save_model", interrupted)
+
+
+def after_its_first_step(patch):
+    """Stop a stage of training when it has learnt from one batch of two."""
+    show = Progress.show
+    patch.setattr(Progress, "show", lambda bar, row, **more: (show(bar, row), interrupted()))
+
+
+def interrupted(*args, **more):
+    raise KeyboardInterrupt
+
+
+KILLS = {name: after_its_first_step for name in ("teacher_rl", "bridge", "opd", "rl")}
+KILLS |= {name: before_its_model_is_there for name in ("student", "teacher")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_pipeline_that_is_killed_in_a_stage_ends_with_the_same_weights(
     whole, tmp_path, stage, monkeypatch
 ):
     def killed(self, out):
         if self.name == stage:
-            raise KeyboardInterrupt
+            KILLS[stage](patch)
         return made(self, out)
 
     made = Stage.made
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(schooling.Stage, "made", killed)
         run_schooling(pipeline(tmp_path))
-    assert not (tmp_path / stage).exists()
+    note = json.loads((tmp_path / stage / "made.json").read_text())
+    assert note["model"] is None
     assert run_schooling(pipeline(tmp_path)) == 0
     assert weights(tmp_path) == weights(whole)
     assert (tmp_path / "summary.json").read_text() == (whole / "summary.json").read_text()
