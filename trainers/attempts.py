@@ -69,9 +69,9 @@ class Attempts:
         return other
 
     def take_over(self, other: Attempts) -> None:
-        """Go on from where `other` is, with its very parts."""
+        """Go on from where `other` is, with its very parts; who plays is said elsewhere."""
         self.config, self.recipe, self.make_env = other.config, other.recipe, other.make_env
-        self.policy, self.settings, self.fast = other.policy, other.settings, other.fast
+        self.settings, self.fast = other.settings, other.fast
         self.prompts, self.coach = other.prompts, other.coach
 
     def of_step(self, step: int) -> list[Group]:
