@@ -16,10 +16,13 @@ import torch
 from test_loop import config_of, fresh, history, run, same_weights
 from toys import Fault, Faulty, Walks, crash
 
+from turnwise.agents.engines.base import EngineError
 from turnwise.agents.record import read_records
 from turnwise.envs.types import Outcome, Stop
 from turnwise.trainers import players
 from turnwise.trainers.batch import rows_of
+from turnwise.trainers.engines import WeightsNotTaken
+from turnwise.trainers.flights import Batch
 from turnwise.trainers.learner import Learner, TrainingDiverged
 from turnwise.trainers.loop import TooManyLost, train
 from turnwise.trainers.off_policy import OnPolicyOnly
@@ -354,6 +357,48 @@ def test_a_rollout_that_hangs_is_given_up_and_its_groups_finish_short(tmp_path, 
     assert len(made) == 2, "the thread that hangs keeps its engine"
     assert "step 2 goes on without the rest" in caplog.text and line in caplog.text
     assert line in lost[0].error and "episode s1-2." in lost[0].error
+
+
+def test_where_nobody_can_play_in_place_of_what_hangs_the_last_whole_step_is_saved(tmp_path):
+    gate, played, made = threading.Event(), [], []
+
+    class Hanging(Faulty):
+        def respond(self, action):
+            assert self.task.index != 8 or played.count(8) > 4 or gate.wait(60)
+            return super().respond(action)
+
+        def setup(self, task, rng):
+            played.append(task.index)
+            return super().setup(task, rng)
+
+    def ill(*args):
+        made.append(1)
+        if len(made) == 2:
+            raise EngineError("no server answers")
+        return player_for(*args)
+
+    player_for = players.player_for
+    settings = {"env": Hanging, "pipeline_depth": 1, "stall_timeout_s": 1.0, "max_failed": 1.0}
+    settings |= {"steps": 5, "checkpoint_every": 0}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(players, "player_for", ill)
+            with pytest.raises(WeightsNotTaken, match=r"no server answers; go on with --resume"):
+                run(tmp_path / "run", **settings)
+        rows = run(tmp_path / "run", resume=True, **settings)
+    finally:
+        gate.set()
+    assert [row["step"] for row in rows] == [3, 4, 5], "two whole steps were saved"
+    assert rows[0]["lost"] > 0 and played.count(8) == 4, "what hung was learnt from as it was"
+    found = [e.id for e in episodes_of(tmp_path / "run")]
+    assert len(found) == len(set(found)) == 5 * 12
+
+
+def test_what_plays_ahead_does_not_hold_the_policy_of_the_trainer(tmp_path, monkeypatch):
+    made, begin = [], Batch.start
+    monkeypatch.setattr(Batch, "start", lambda batch: (made.append(batch), begin(batch))[1])
+    run(tmp_path / "run", pipeline_depth=1, steps=2)
+    assert made and not any(hasattr(batch, "policy") for batch in made)
 
 
 def test_a_bug_of_ours_in_the_rollout_comes_out_where_it_is_waited_for(tmp_path):

@@ -19,9 +19,11 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from turnwise.agents.engines.base import EngineError
 from turnwise.envs.types import Episode, Group
 from turnwise.trainers import ranks
 from turnwise.trainers.attempts import Attempts
+from turnwise.trainers.engines import WeightsNotTaken
 from turnwise.trainers.flights import Batch
 from turnwise.trainers.frontier import InFlight, Ticket, read_tickets
 from turnwise.trainers.players import Player
@@ -83,9 +85,19 @@ class Paced(Attempts):
         self._begin(step + self.depth)
 
     def _replace_player(self, number: int) -> None:
-        """Leave one to the thread that hangs with it."""
+        """Leave one to the thread that hangs with it.
+
+        Raises:
+            WeightsNotTaken: no server answers another one; on all ranks.
+        """
         self.players[number].close()
-        self.players[number] = self.make_player(number)
+        try:
+            self.players[number] = self.make_player(number)
+        except (EngineError, ranks.RankFailed) as error:
+            raise WeightsNotTaken(
+                f"a part of the batch hung, and nobody can play the next one: {error}; go on with "
+                "--resume"
+            ) from error
 
     def _begin(self, step: int) -> None:
         """Let a batch be in flight; beyond the last step it only has its weights."""
