@@ -41,6 +41,8 @@ RUNS = {
     "plain": PLAIN,
     "sod": {**PLAIN, "recipe": "sod", "teacher": "teacher"},
     "kl": {**PLAIN, "recipe": "gkd", "teacher": "teacher", "steps": 2},
+    "uneven": {**LOPSIDED, "tasks_per_step": 4, "group_size": 8, "steps": 2},
+    "few": {**LOPSIDED, "tasks_per_step": 2, "group_size": 8, "steps": 2},
     "dropped": {**LOPSIDED, "recipe": "dapo", "tasks_per_step": 4},
     "one_group": {**LOPSIDED, "tasks_per_step": 1, "group_size": 8},
     "adapters": {**PLAIN, **ADAPTERS, "steps": 2},

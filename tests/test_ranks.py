@@ -183,6 +183,33 @@ def test_two_processes_make_the_run_of_one(home, one, two, name):
         torch.testing.assert_close(others[key], value, rtol=1e-4, atol=2e-4)
 
 
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A folder of runs by one process and by three, and the metrics of each."""
+    home = tmp_path_factory.mktemp("three")
+    ranked.models(home)
+    command = [sys.executable, str(HERE / "ranked.py"), str(home / "many")]
+    command += ["uneven", "uneven-shard", "few", "few-shard"]
+    code, line = launch(command, 3, logs=home / "logs", env=ENV)
+    assert (code, line) == (0, ""), (home / "logs" / "rank-2.log").read_text()[-2000:]
+    alone = {name: ranked.go(home / "one", name) for name in ("uneven", "few")}
+    return home, alone, json.loads((home / "many" / "found.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["uneven", "uneven-shard", "few", "few-shard"])
+def test_three_processes_with_unequal_shares_make_the_run_of_one(three, name):
+    """Of four groups one of them plays two; of two groups one of them plays none."""
+    home, alone, many = three
+    kind = name.partition("-")[0]
+    outs = (home / "one" / kind, home / "many" / name)
+    first, other = ([e for e in ranked.sampled(out) if e[0].startswith("s0-")] for out in outs)
+    assert first == other and len(first) == 8 * (4 if kind == "uneven" else 2)
+    for row, same in zip(many[name], alone[kind], strict=True):
+        for key in ("loss", "grad_norm", "entropy"):
+            assert row[key] == pytest.approx(same[key], rel=1e-5, abs=1e-5), key
+        assert row["grad_norm"] > 1e-3
+
+
 def test_the_runs_that_are_compared_do_learn(one):
     largest = {name: max(row.get("grad_norm", 0.0) for row in one[name]) for name in RUNS}
     assert min(largest.values()) > 1e-3, largest
