@@ -130,7 +130,8 @@ def _verdict(
     first: int, silent: set[int], started: Sequence[subprocess.Popen[bytes]], folder: Path
 ) -> tuple[int, Failure]:
     """Return which rank to name, and why: one that died or failed by itself before one that did
-    not answer, and that before one that only missed another."""
+    not answer, that before one that was stopped amid a step, and that before one that only
+    missed another."""
     order = [first, *(rank for rank in range(len(started)) if rank != first)]
     found = {rank: _failure(rank, started[rank], folder) for rank in order if rank not in silent}
     failures = {rank: failure for rank, failure in found.items() if failure is not None}
@@ -139,6 +140,10 @@ def _verdict(
         return own, failures[own]
     if silent:
         return min(silent), Failure(KILLED, f"did not answer, and was killed; {RESUME}")
+    left = next((rank for rank in order if rank not in failures), None)
+    if left is not None:  # the others missed it: it was stopped at once, by a second Ctrl-C
+        code = started[left].returncode
+        return left, Failure(code, f"was stopped amid a step; {RESUME}")
     return first, failures[first]
 
 

@@ -18,8 +18,8 @@ from typing import Any
 from rich.text import Text
 
 from turnwise.cli.display import console, finite
-from turnwise.cli.failures import describe
-from turnwise.cli.launch import launch, report
+from turnwise.cli.failures import USAGE, describe
+from turnwise.cli.launch import RESUME, launch, report
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.progress import Progress, spelled
 
@@ -43,7 +43,9 @@ class Options(TrainConfig):
 def run(options: Options) -> int:
     """Train to the end and return the exit code."""
     if "WORLD_SIZE" in os.environ:  # `accelerate launch`, torchrun
-        return run_rank(options)
+        from turnwise.trainers.ranks import leave
+
+        leave(run_rank(options))
     return _launched(options) if options.processes > 1 else _train(options)
 
 
@@ -71,6 +73,9 @@ def run_rank(options: Options) -> int:
         return _train(options)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except SystemExit as asked:
+        report(USAGE, f"ended itself with sys.exit({asked.code!r}); {RESUME}", lost=False)
+        return USAGE
     except Exception as error:
         code, line = describe(error)
         lost = isinstance(error, RankFailed | RankLost)

@@ -111,15 +111,17 @@ def test_a_killed_rank_ends_the_run_with_one_line_that_names_it(home, killed):
 def failing(tmp_path, body, **more):
     """Launch two ranks that run `body` in place of training."""
     code = f"""
-import os, signal, sys, time
+import os, runpy, signal, sys, threading, time
 from turnwise.cli import train
 from turnwise.trainers import ranks
 def body(options):
     {body}
 train._train = body
-sys.exit(train.run_rank(None))
+runpy.run_module("turnwise.cli.rank", run_name="__main__")
 """
-    return launch([sys.executable, "-c", code], 2, logs=tmp_path / "logs", env=ENV, **more)
+    (tmp_path / "options.json").write_text('{"out": "run"}')
+    command = [sys.executable, "-c", code, str(tmp_path / "options.json")]
+    return launch(command, 2, logs=tmp_path / "logs", env=ENV, **more)
 
 
 def test_what_fails_on_one_rank_is_told_once_and_is_that_rank_s(tmp_path, capfd):
@@ -128,6 +130,41 @@ def test_what_fails_on_one_rank_is_told_once_and_is_that_rank_s(tmp_path, capfd)
     )
     assert code == 1 and line.startswith("rank 1: unexpected ZeroDivisionError")
     assert capfd.readouterr().err == ""
+
+
+ENDS = {"sys.exit(3)": (1, "ended itself with sys.exit(3); go on from")}
+ENDS["os.kill(os.getpid(), signal.SIGINT)"] = (130, "was stopped amid a step; go on from")
+
+
+@pytest.mark.parametrize(("call", "rank"), [("each", 1), ("on_main", 0)])
+@pytest.mark.parametrize("ends", ENDS)
+def test_what_ends_one_rank_alone_is_told_to_the_others_and_named(tmp_path, call, rank, ends):
+    body = f"""ranks.join(2, 60)
+    try:
+        ranks.{call}(lambda: ranks.rank() != {rank} or {ends})
+    except ranks.RankFailed as error:
+        open({str(tmp_path / "heard")!r}, "w").write(str(error))
+        raise
+    finally:
+        time.sleep(2 * (ranks.rank() == {rank}))"""
+    code, line = failing(tmp_path, body)
+    assert code == ENDS[ends][0] and line.startswith(f"rank {rank}: {ENDS[ends][1]}")
+    heard = (tmp_path / "heard").read_text()
+    assert heard.startswith(f"rank {rank}: {'SystemExit: 3' if code == 1 else 'Keyboard'}")
+
+
+def test_a_rank_ends_in_peace_while_a_thread_of_it_waits_for_the_others(tmp_path):
+    """A thread that is in a call of gloo as the interpreter is taken down ends that by SIGABRT."""
+    body = """ranks.join(2, 60)
+    line = ranks.new_line()
+    def talk():
+        with ranks.on_line(line):
+            while ranks.gather(1):
+                time.sleep(0.02 * ranks.rank())
+    threading.Thread(target=talk, daemon=True).start()
+    time.sleep(0.5)
+    return 0"""
+    assert failing(tmp_path, body) == (0, "")
 
 
 def test_a_rank_that_hangs_is_given_up_after_the_deadline(tmp_path):

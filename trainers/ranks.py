@@ -7,13 +7,15 @@ does anything.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -82,6 +84,18 @@ def join(processes: int, timeout_s: float) -> None:
 def accelerator() -> Accelerator:
     """Return Accelerate's view of this process. Without a GPU it must be told to use the CPU."""
     return Accelerator(cpu=True) if count() > 1 and not torch.cuda.is_available() else Accelerator()
+
+
+def leave(code: int) -> NoReturn:
+    """End this process after what is registered for its end, without taking the interpreter down.
+
+    A thread may still be in a call of gloo, and gloo's own threads may hold tensors: torch then
+    dies of a signal (SIGABRT, where it was tried) in an interpreter that is being taken down.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def count() -> int:
@@ -169,13 +183,14 @@ def on_main(act: Callable[[], T]) -> T | None:
     """Return what `act` returns, on rank 0 alone; None on the others.
 
     Raises:
-        Whatever `act` raised, on every rank.
+        Whatever `act` raised, on every rank; `RankFailed` on the others for what ends a process.
     """
-    result, error = None, None
+    result: T | None = None
+    error: BaseException | None = None
     if is_main():
         try:
             result = act()
-        except Exception as raised:
+        except BaseException as raised:
             error = raised
     if count() > 1:
         theirs = tell(portable(error))
@@ -185,14 +200,18 @@ def on_main(act: Callable[[], T]) -> T | None:
     return result
 
 
-def portable(error: Exception | None) -> Exception | None:
-    """Return `error` as another process can read it."""
+def portable(error: BaseException | None) -> Exception | None:
+    """Return `error` as another process can read it; what ends this one does not end that."""
     if error is None:
         return None
-    try:
-        return pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RankFailed(f"rank {rank()}: {type(error).__name__}: {error}")
+    with contextlib.suppress(Exception):
+        if isinstance(error, Exception):
+            return pickle.loads(pickle.dumps(error))
+    return RankFailed(f"rank {rank()}: {_said(error)}")
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def each(act: Callable[[], T]) -> list[T]:
@@ -202,12 +221,12 @@ def each(act: Callable[[], T]) -> list[T]:
         RankFailed: it failed on another rank. Where it failed, that very error is raised.
     """
     value: T | None = None
-    own: Exception | None = None
+    own: BaseException | None = None
     try:
         value = act()
-    except Exception as raised:
+    except BaseException as raised:  # also what ends this process: the others would wait for it
         own = raised
-    found = gather((value, None if own is None else f"{type(own).__name__}: {own}"))
+    found = gather((value, None if own is None else _said(own)))
     if own is not None:
         raise own
     for number, (_, line) in enumerate(found):
