@@ -114,6 +114,7 @@ class Told(Walks):
 
     def respond(self, action):
         where = {"process": float(os.getpid()), "node": float(int(node()[:8], 16))}
+        where["rank"] = float(os.environ.get("RANK", -1))  # a worker has none
         return replace(super().respond(action), metrics=where)
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import clusters
 import pytest
@@ -21,13 +22,18 @@ from toys import Walks
 
 from turnwise.agents.engines import standin
 from turnwise.agents.record import read_records
+from turnwise.agents.rollout import jobs_for
+from turnwise.agents.watchdog import given_up
 from turnwise.cli.failures import INFRASTRUCTURE, USAGE, describe
 from turnwise.envs.types import Outcome
 from turnwise.trainers import ray_rollouts
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.loop import train
 from turnwise.trainers.model import save_model
+from turnwise.trainers.ray_attempts import RayPlayer
 from turnwise.trainers.ray_cluster import ClusterLost
+from turnwise.trainers.ray_rollouts import Round
+from turnwise.trainers.trainee import Trainee
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.timeout(600)
@@ -187,6 +193,7 @@ def test_several_processes_learn_what_the_workers_of_the_first_one_play(
 ):
     save_model(*fresh(), tmp_path / "model")
     where = {"env": "clusters:Told", "model": str(tmp_path / "model"), "processes": 2}
+    where |= {"ray_workers": 1}
     where["env_kwargs"] = json.dumps({"folder": str(tmp_path)})
     config = over(cluster, tmp_path / "run", **where, pipeline_depth=depth)
     done = subprocess.run(command(config), cwd=HERE, capture_output=True, text=True, timeout=400)
@@ -194,7 +201,8 @@ def test_several_processes_learn_what_the_workers_of_the_first_one_play(
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     wanted = plain if depth == 0 else paced[1]
     assert_same((tmp_path / "run", [json.loads(line) for line in lines]), wanted)
-    assert len(set.union(*told(tmp_path / "run", "process").values())) <= 2
+    assert len(set.union(*told(tmp_path / "run", "process").values())) == 1
+    assert set.union(*told(tmp_path / "run", "rank").values()) == {-1.0}, "a rank has played"
 
 
 def test_a_worker_that_dies_is_replaced_and_its_groups_are_played_again(
@@ -288,6 +296,56 @@ def command(config):
 
 
 # Without one
+
+
+def jobs_of(groups):
+    tasks = Walks().tasks("train")[:groups]
+    return jobs_for(tasks, 2, run_seed=0, split="train", prefix="s0-")
+
+
+def lost(job):
+    return given_up(job, "no matter")
+
+
+def test_a_group_is_taken_once_whoever_gives_it():
+    jobs = jobs_of(2)
+    round = Round(jobs)
+    for _ in range(2):
+        round.take([lost(job) for job in jobs[:2]])
+    assert [episode.id for episode in round.over] == [job.id for job in jobs[:2]]
+    assert round.left == {jobs[2].group}
+
+
+def test_a_group_that_has_cost_a_worker_is_played_alone():
+    round = Round(jobs_of(4))
+    held = round.share(2)
+    assert list(held) == ["s0-0", "s0-1"], "half of what is to be played"
+    round.again({"s0-1": held["s0-1"]}, "it died")
+    assert [list(round.share(1)) for _ in range(2)] == [["s0-2", "s0-3"], ["s0-1"]]
+    round.again({"s0-1": held["s0-1"]}, "it died")
+    round.todo.append(("s0-0", held["s0-0"]))
+    assert [list(round.share(1)) for _ in range(2)] == [["s0-1"], ["s0-0"]]
+
+
+def test_a_group_is_given_up_once_it_has_cost_so_many_workers():
+    jobs = jobs_of(1)
+    round = Round(jobs)
+    for left in range(ray_rollouts.TRIES - 1, -1, -1):
+        round.again(round.share(1), "it died")
+        assert bool(round.left) is (left > 0) and len(round.todo) == (left > 0)
+    assert [episode.outcome for episode in round.over] == [Outcome.INFRA_ERROR] * 2
+
+
+def test_a_process_that_has_no_workers_keeps_no_weights_for_them(tmp_path):
+    config = config_of(tmp_path / "run", ray=True, pipeline_depth=1)
+    trainee = Trainee.of(*fresh(), config)
+    crew = SimpleNamespace(trainee=trainee, config=config, rollouts=lambda number: None)
+    player = RayPlayer(crew, 0)
+    assert player.take_weights() == 0
+    here, there = (dict(model.named_parameters()) for model in (player.model, trainee.model))
+    assert all(here[name] is there[name] and there[name].requires_grad for name in there)
+    player.put({}, 5)
+    assert player.sampler.engine.version == 5, "it takes part in what all of them do"
 
 
 def test_an_address_at_which_nobody_listens_is_one_line_at_once(tmp_path):

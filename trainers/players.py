@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
+from torch import nn
 
 from turnwise.agents.engines.functional import base_model
 from turnwise.agents.jobs import Job
@@ -31,7 +32,7 @@ class Player:
     def __init__(self, trainee: Trainee, config: TrainConfig, number: int) -> None:
         self.trainee = trainee
         theirs = trainee.policy
-        self.model = copy.deepcopy(base_of(trainee.learner)).requires_grad_(False)
+        self.model = self.replica()
         # A tokenizer that two threads use at once may fail: "Already borrowed".
         tokenizer = copy.deepcopy(trainee.tokenizer)
         self.sampler = player_for(config, self.model, tokenizer, number)
@@ -41,6 +42,10 @@ class Player:
             temperature=theirs.temperature,
             max_new_tokens=theirs.sampling.max_tokens,
         )
+
+    def replica(self) -> nn.Module:
+        """Return a model of its own, with the trainee's weights."""
+        return copy.deepcopy(base_of(self.trainee.learner)).requires_grad_(False)
 
     def take_weights(self) -> int:
         """Copy the trainee's present weights; return their version."""

@@ -19,7 +19,7 @@ from turnwise.agents.watchdog import Watchdog
 from turnwise.envs.types import Episode
 from turnwise.trainers import ranks
 from turnwise.trainers.attempts import Attempts
-from turnwise.trainers.engines import Sampler, key_of_servers, servers_of
+from turnwise.trainers.engines import Sampler, base_of, key_of_servers, servers_of
 from turnwise.trainers.players import Player
 from turnwise.trainers.ray_cluster import Cluster
 from turnwise.trainers.ray_rollouts import RayRollouts
@@ -128,6 +128,8 @@ class OverRay(Attempts):
 class RayPlayer(Player):
     """Workers that play a batch in flight, under weights that are kept here for a checkpoint.
 
+    Only the first process has workers and keeps weights; the others take part in what all do.
+
     Args:
         number: which of the players it is.
     """
@@ -136,11 +138,17 @@ class RayPlayer(Player):
         self.rollouts = crew.rollouts(number)
         super().__init__(crew.trainee, crew.config, number)
 
+    def replica(self) -> nn.Module:
+        """Return a model of its own in the first process; elsewhere the trained one, as it is."""
+        return base_of(self.trainee.learner) if self.rollouts is None else super().replica()
+
     def put(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Play with these weights from now on."""
+        if self.rollouts is None:
+            self.sampler.publish(version)
+            return
         super().put(weights, version)
-        if self.rollouts is not None:
-            self.rollouts.bring(brought(self.sampler, self.model), version)
+        self.rollouts.bring(brought(self.sampler, self.model), version)
 
     def play(
         self, jobs: Sequence[Job], attempts: Attempts, watchdog: Watchdog
