@@ -24,6 +24,7 @@ import pytest
 import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 from mutants_of_engines import ENGINES
 from mutants_of_methods import METHODS
+from mutants_of_ranks import RANKS
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("sandboxes", "envs", "agents", "trainers", "cli")
@@ -131,6 +132,7 @@ MUTANTS = [
            "test_lesson.py that_imitates"),
     *(Mutant(f"{file}.py", old, new, f"test_{test}") for file, old, new, test in ENGINES),
     *(Mutant(f"{file}.py", old, new, f"test_{test}") for file, old, new, test in METHODS),
+    *(Mutant(f"{file}.py", old, new, f"test_{test}") for file, old, new, test in RANKS),
 ]  # fmt: skip
 
 
@@ -162,6 +164,7 @@ def _try(folder: Path, argv: list[str]) -> None:
     home = types.ModuleType("turnwise")
     home.__path__ = [str(folder / "turnwise")]
     sys.modules["turnwise"] = home
+    os.environ["PYTHONPATH"] = str(folder)  # of the processes that a test starts
     sys.exit(int(pytest.main(argv)))
 
 

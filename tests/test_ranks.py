@@ -25,7 +25,8 @@ from turnwise.trainers.shares import share_of
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 HERE = Path(__file__).parent
-ENV = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "PYTHONFAULTHANDLER": "1"}
+ENV = {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+ENV["PYTHONPATH"] = os.pathsep.join((str(HERE), os.environ.get("PYTHONPATH", str(HERE))))
 ALIKE = ["plain", "plain-shard", "sod", "kl-shard", "dropped", "one_group", "one_group-shard"]
 ALIKE += ["adapters-shard", "dagger", "paced", "paced-shard", "paced_deep", "paced_b2f"]
 RUNS = dict.fromkeys(name.partition("-")[0] for name in ALIKE)
