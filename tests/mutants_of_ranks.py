@@ -13,7 +13,8 @@ RANKS = [
     (RANK, "except BaseException as raised:  # also", "except Exception as raised:  # also", TOLD),
     (RANK, "        if isinstance(error, Exception):\n", "        if True:\n", TOLD),
     ("cli/launch", "    if left is not None:", "    if False:", TOLD),
-    ("cli/train", "    except SystemExit as asked:", "    except ZeroDivisionError as asked:", TOLD),
+    ("cli/train", "    except SystemExit as asked:", "    except ZeroDivisionError as asked:",
+     TOLD),
     ("cli/rank", "    leave(main())\n", "    sys.exit(main())\n", "ranks.py in_peace"),
     # Shares and their sums.
     (RANK, "mine = set(names[rank() :: count()])", "mine = set(names)", THREE),

@@ -231,7 +231,13 @@ def three(tmp_path_factory):
     code, line = launch(command, 3, logs=home / "logs", env=ENV)
     assert (code, line) == (0, ""), (home / "logs" / "rank-2.log").read_text()[-2000:]
     alone = {name: ranked.go(home / "one", name) for name in ("uneven", "few")}
+    alone["gradients"] = ranked.gradients(home / "one")
     return home, alone, json.loads((home / "many" / "found.json").read_text())
+
+
+def test_three_processes_sum_a_gradient_also_where_two_of_them_have_no_row(three):
+    _, alone, many = three
+    assert many["gradients"] == pytest.approx(alone["gradients"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["uneven", "uneven-shard", "few", "few-shard"])
