@@ -119,4 +119,9 @@ METHODS = [
     (GUARD, "at > max(best, self.settle)", "at > best", "guard.py with_its_best_weights"),
     (GUARD, "(e.success + min(max(e.reward, 0.0), 1.0)) / 2", "e.success",
      "guard.py within_0_and_1"),
+    # What is learnt from, and a stage that is begun again.
+    ("trainers/recipes/kdrl", "schedule=linear(first, last, over)",
+     "schedule=linear(0.0, 0.0, over)", "every_recipe_learns.py kdrl"),
+    ("trainers/schooling", "if not trained(replace(config, resume=True)",
+     "if not trained(replace(config, resume=False)", "stages.py teacher_rl"),
 ]  # fmt: skip
