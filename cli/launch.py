@@ -64,8 +64,8 @@ def launch(
             _start(command, rank, processes, Path(folder), logs, env or {})
             for rank in range(processes)
         ]
-        with _signals_to(started):
-            first, silent = _wait(started, grace_s)
+        with _signals_to(started) as signals:
+            first, silent = _wait(started, grace_s, signals)
         if first is None:
             return max(process.returncode for process in started), ""
         rank, why = _verdict(first, silent, started, Path(folder))
@@ -98,14 +98,16 @@ def _start(
 
 
 def _wait(
-    started: Sequence[subprocess.Popen[bytes]], grace_s: float
+    started: Sequence[subprocess.Popen[bytes]], grace_s: float, signals: Sequence[int]
 ) -> tuple[int | None, set[int]]:
-    """Wait for all; return the rank that failed first, and those that were still there then and
-    had to be killed."""
+    """Wait for all; return the rank that failed first, and those that were still there after it,
+    or after a second signal, and had to be killed."""
     first, until, silent = None, float("inf"), set[int]()
     while any(process.poll() is None for process in started):
         if first is None and (first := _failed(started)) is not None:
             until = time.monotonic() + grace_s
+        if len(signals) > 1:  # who waits for another one in a call of gloo hears no signal
+            until = min(until, time.monotonic() + grace_s)
         if time.monotonic() > until:
             silent |= _kill(started)
         time.sleep(POLL_S)
@@ -140,11 +142,11 @@ def _verdict(
         return own, failures[own]
     if silent:
         return min(silent), Failure(KILLED, f"did not answer, and was killed; {RESUME}")
-    left = next((rank for rank in order if rank not in failures), None)
+    left = next((rank for rank in order if rank not in failures and started[rank].returncode), None)
     if left is not None:  # the others missed it: it was stopped at once, by a second Ctrl-C
         code = started[left].returncode
         return left, Failure(code, f"was stopped amid a step; {RESUME}")
-    return first, failures[first]
+    return next(iter(failures.items()))
 
 
 def _failure(rank: int, process: subprocess.Popen[bytes], folder: Path) -> Failure | None:
@@ -159,20 +161,22 @@ def _failure(rank: int, process: subprocess.Popen[bytes], folder: Path) -> Failu
 
 
 @contextmanager
-def _signals_to(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Hand SIGINT and SIGTERM on to every rank."""
+def _signals_to(started: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Hand SIGINT and SIGTERM on to every rank; yield those that came."""
+    came: list[int] = []
 
     def hand_on(number: int, _: Any) -> None:
+        came.append(number)
         for process in started:
             if process.poll() is None:
                 process.send_signal(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
     before = {n: signal.signal(n, hand_on) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -74,7 +74,9 @@ def run_rank(options: Options) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as asked:
-        report(USAGE, f"ended itself with sys.exit({asked.code!r}); {RESUME}", lost=False)
+        line = f"ended itself with sys.exit({asked.code!r}); {RESUME}"
+        if not report(USAGE, line, lost=False):
+            print(f"turnwise train: rank {rank()}: {line}", file=sys.stderr)
         return USAGE
     except Exception as error:
         code, line = describe(error)

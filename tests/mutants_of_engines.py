@@ -321,7 +321,7 @@ ENGINES = [
     (TREE, "    except Exception as error:", "    except KeyError as error:",
      "tree_attention.py gradient_is_not_there"),
     (TREE, 'if device.type != "cuda":', "if False:", "tree_attention.py keeps_its_padded_blocks"),
-    ("trainers/scorer", "attention or fastest(", "fastest(",
+    ("trainers/scorer", "attention or in_blocks", "in_blocks",
      "tree_attention.py sees_another_place"),
     # What an engine said, a part of the tokens at a time.
     ("trainers/teachers", "if not isinstance(teacher, Partly):", "if True:",

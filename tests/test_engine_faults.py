@@ -572,3 +572,18 @@ def test_one_answer_out_of_line_makes_no_server_slow_and_one_that_is_fast_again_
     for replica in replicas.every[::2]:
         replicas.worked(replica, 0.1)
     assert placed(replicas, 7) == {"a": 3, "b": 1, "c": 3}
+    for n in range(7):
+        replicas.forget(f"new {n}")
+    answers(replicas, a=0.1, b=0.1, c=0.1)
+    assert placed(replicas, 6) == {"a": 2, "b": 2, "c": 2}
+
+
+def test_a_server_that_was_dead_comes_back_as_fast_as_any_other():
+    replicas = Replicas([Server(f"http://{name}") for name in "ab"], clock=lambda: 1000.0)
+    answers(replicas, a=0.1, b=9.0)
+    slow = replicas.every[1]
+    replicas.revive(slow)  # after each change of weights, too
+    assert slow.pace == 9.0
+    replicas.failed(slow, EngineError("gone"), at_once=True)
+    replicas.revive(slow)
+    assert slow.pace is None

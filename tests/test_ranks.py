@@ -154,6 +154,36 @@ def test_what_ends_one_rank_alone_is_told_to_the_others_and_named(tmp_path, call
     assert heard.startswith(f"rank {rank}: {'SystemExit: 3' if code == 1 else 'Keyboard'}")
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_rank_that_missed_one_that_was_done_is_named_and_the_run_has_failed(tmp_path, first):
+    """Rank 0 ends well, or is the one that reports: what is well is not what has stopped."""
+    lines = (
+        "import os, sys; from turnwise.cli.launch import report; rank = int(os.environ['RANK'])",
+        f"rank != {first} and report(3, 'missed another', lost=True)",
+        f"sys.exit(3 * (rank != {first}))",
+    )
+    code, line = launch([sys.executable, "-c", "; ".join(lines)], 2, logs=tmp_path)
+    assert (code, line) == (3, f"rank {1 - first}: missed another")
+
+
+def test_after_a_second_signal_a_rank_that_hears_none_is_killed(tmp_path):
+    deaf = "import signal, time; [signal.signal(n, 1) for n in (2, 15)]; print(flush=True); "
+    lines = (
+        "import sys; from pathlib import Path; from turnwise.cli.launch import launch",
+        f"command = [sys.executable, '-c', {deaf + 'time.sleep(60)'!r}]",
+        f"print(*launch(command, 2, logs=Path({str(tmp_path)!r}), grace_s=1.0))",
+    )
+    run = subprocess.Popen([sys.executable, "-c", "; ".join(lines)], stdout=subprocess.PIPE)
+    assert run.stdout is not None and run.stdout.readline() == b"\n"
+    while not (tmp_path / "rank-1.log").read_bytes():
+        time.sleep(0.05)
+    for _ in range(2):
+        run.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    said = run.communicate(timeout=30)[0].decode()
+    assert "did not answer, and was killed" in said and not said.startswith("0")
+
+
 def test_a_rank_ends_in_peace_while_a_thread_of_it_waits_for_the_others(tmp_path):
     """A thread that is in a call of gloo as the interpreter is taken down ends that by SIGABRT."""
     body = """ranks.join(2, 60)

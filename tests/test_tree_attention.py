@@ -142,6 +142,6 @@ def test_it_takes_the_half_precision_of_projections_beside_rotated_float32(with_
 
 def test_a_cpu_keeps_its_padded_blocks_and_tries_nothing(caplog):
     model = qwen3()
-    assert Scorer(model, 64).attention is in_blocks
+    assert all(Scorer(model, 64, flex=flex).attention is in_blocks for flex in (False, True))
     assert fastest(Decoder(model, 64), fp32, in_blocks) is in_blocks
     assert not caplog.text

@@ -148,6 +148,9 @@ class TrainConfig:
     that of the weights: watch `engine_gap`, and set `correct_mismatch` with bf16."""
     checkpoint_activations: bool = False
     """Keep no activations inside the layers, and compute them again in the backward pass."""
+    flex_attention: bool = False
+    """On a GPU, attend in an update by a compiled `flex_attention`, if it proves itself equal to
+    padded blocks there. Not run on a GPU by us; see docs/scaling.md."""
     rank_timeout_s: float = 1800.0
     """How long a process waits for the others at one place before it gives the run up."""
     ray: bool = False

@@ -7,6 +7,7 @@ whose weights the first one changes; batches in flight have servers of their own
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -192,7 +193,7 @@ def _remote(
     from turnwise.agents.engines.vllm_weights import SavedWeights, hot_lora
 
     opened, key = list["VllmEngine"](), key_of_servers()
-    ranks.on_main(lambda: rouse_servers(servers, key))
+    ranks.on_main(lambda: rouse_servers(servers, key, config.reply_timeout_s))
     # All look at the servers before the first one changes what these hold.
     ranks.each(lambda: opened.append(connected(config, tokenizer, servers, key)))
     (engine,) = opened
@@ -210,8 +211,11 @@ def _remote(
     return Sampler(engine, bring, partial(_lay, engine, config.engine_sleep))
 
 
-def rouse_servers(servers: Sequence[str], key: str) -> None:
-    """Wake servers that a run which was killed has left asleep or paused.
+def rouse_servers(servers: Sequence[str], key: str, deadline_s: float) -> None:
+    """Wake servers that a run which was killed has left asleep or paused, all at once.
+
+    Args:
+        deadline_s: for each of their answers.
 
     Raises:
         EngineError: one cannot be reached, or cannot be woken.
@@ -221,16 +225,18 @@ def rouse_servers(servers: Sequence[str], key: str) -> None:
     from turnwise.agents.engines.vllm_sleep import rouse_left_asleep
 
     async def rouse(address: str) -> None:
-        server = Server(address, api_key=key)
+        server = Server(address, api_key=key, deadline_s=deadline_s)
         try:
             await rouse_left_asleep(server)
         finally:
             await server.close()
 
+    async def rouse_all() -> None:
+        await asyncio.gather(*map(rouse, servers))
+
     background = Background()
     try:
-        for address in servers:
-            background.run(rouse(address))
+        background.run(rouse_all())
     finally:
         background.close()
 
@@ -248,9 +254,9 @@ def _laid(engine: VllmEngine, level: int) -> None:
 
 
 def _bring_back(engine: VllmEngine, weights: Callable[[], SavedWeights], version: int) -> None:
-    """Wake the servers with the learner's weights; before, give back what it has only reserved."""
+    """Wake the servers with the learner's weights; before, all give back what is only reserved."""
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        ranks.each(torch.cuda.empty_cache)
     _bring(engine, weights, version)
 
 

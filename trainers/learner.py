@@ -52,6 +52,7 @@ class Learner:
         max_len: longest sequence in tokens.
         precision: of the matrix products; see `turnwise.trainers.precision`.
         recompute: keep no activations inside the layers.
+        flex: see `Scorer`.
         shard: split weights, gradients and optimizer over the processes.
 
     Attributes:
@@ -71,6 +72,7 @@ class Learner:
         max_len: int = 1024,
         precision: Precision = fp32,
         recompute: bool = False,
+        flex: bool = False,
         shard: bool = False,
     ) -> None:
         self.accelerator = ranks.accelerator()
@@ -78,7 +80,7 @@ class Learner:
         self.weights = (Sharded if shard else Replicated)(
             self.accelerator,
             model.eval(),
-            partial(Scorer, max_len=max_len, precision=precision, recompute=recompute),
+            partial(Scorer, max_len=max_len, precision=precision, recompute=recompute, flex=flex),
             partial(torch.optim.AdamW, lr=learning_rate, betas=betas, weight_decay=weight_decay),
         )
         self.model, self.scorer = self.weights.model, self.weights.scorer

@@ -91,11 +91,15 @@ def leave(code: int) -> NoReturn:
 
     A thread may still be in a call of gloo, and gloo's own threads may hold tensors: torch then
     dies of a signal (SIGABRT, where it was tried) in an interpreter that is being taken down.
+    Threads are not waited for, whatever they do.
     """
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                stream.flush()
+    finally:
+        os._exit(code)
 
 
 def count() -> int:

@@ -26,7 +26,7 @@ KEEP = 2
 MAY_CHANGE = frozenset(
     {"steps", "resume", "checkpoint_every", "threads", "out", "max_failed"}
     | {"retries", "reply_timeout_s", "stall_timeout_s"}
-    | {"processes", "shard", "checkpoint_activations", "rank_timeout_s"}
+    | {"processes", "shard", "checkpoint_activations", "flex_attention", "rank_timeout_s"}
     | {"engine", "engine_sync", "engine_route", "engine_sleep", "engine_tolerance"}
     | {"ray", "ray_address", "ray_workers", "ray_timeout_s"}
     | {"ray_worker_resources", "ray_learner_resources"}

@@ -49,7 +49,8 @@ class Scorer:
         precision: of the matrix products; softmaxes are float32 in any.
         recompute: keep no activations inside the layers, and compute them again when the gradient
             passes.
-        attention: of a micro-batch; None takes the fastest that proves itself on the device.
+        attention: of a micro-batch.
+        flex: on a GPU, a compiled `flex_attention` in its place if it proves itself equal.
 
     Raises:
         ValueError: `recompute` is asked for an architecture that `Decoder` does not know, or the
@@ -64,6 +65,7 @@ class Scorer:
         precision: Precision = fp32,
         recompute: bool = False,
         attention: Attention | None = None,
+        flex: bool = False,
     ) -> None:
         require_fixed_positions(model, max_len)
         self.model, self.max_len, self.precision = model, max_len, precision
@@ -77,7 +79,8 @@ class Scorer:
             try:
                 prove(model, decoder)
                 self.decoder = decoder
-                self.attention = attention or fastest(decoder, precision, in_blocks)
+                if flex:
+                    self.attention = fastest(decoder, precision, self.attention)
             except NotEquivalent:
                 self.decoder = None
         if recompute:

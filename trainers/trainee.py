@@ -57,6 +57,7 @@ class Trainee:
             max_len=config.max_tokens,
             precision=PRECISIONS[config.precision],
             recompute=config.checkpoint_activations,
+            flex=config.flex_attention,
             shard=config.shard,
         )
         remember(tokenizer, config.recall)

@@ -83,6 +83,8 @@ def fastest(decoder: Decoder, precision: Precision, otherwise: Attention) -> Att
 @cache
 def _compiled() -> Callable[..., Tensor]:
     # The full graph or an error: to fall back to all scores at once would go unseen.
+    # Graphs with a gradient and without, and of every layout that is met, are kept side by side.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 

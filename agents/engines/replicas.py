@@ -22,7 +22,8 @@ LATELY, ENOUGH = 9, 3
 ALIKE = 1.5
 """Servers whose paces differ by less are as fast as each other."""
 LOOK_AGAIN_S = 300.0
-"""A server that has answered nothing for so long gets one episode, however slow it was."""
+"""A server that has answered nothing for so long gets one episode, however slow it was; its pace is
+told by what it answers from then on."""
 
 
 class NoServer(EngineError):
@@ -145,6 +146,9 @@ class Replicas:
         """It has answered, in so many seconds."""
         replica.failures = 0
         if took is not None:
+            if self.clock() - took - replica.answered > LOOK_AGAIN_S:
+                while len(replica.took) >= ENOUGH:  # so that a few answers tell its pace again
+                    replica.took.popleft()
             replica.took.append(took)
             replica.answered = self.clock()
 
@@ -161,5 +165,7 @@ class Replicas:
         return [r for r in self.every if not r.alive and r.resting_until <= now]
 
     def revive(self, replica: Replica) -> None:
-        """It is back."""
+        """It is back, and as fast as any other until it is known."""
+        if not replica.alive:
+            replica.took.clear()
         replica.failures, replica.resting_until, replica.reason = 0, 0.0, ""

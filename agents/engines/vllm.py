@@ -418,8 +418,8 @@ class VllmEngine:
 
     @property
     def asleep(self) -> bool:
-        """Whether a server was told to sleep and has not been woken since."""
-        return any(replica.asleep for replica in self.replicas.every)
+        """Whether a server that lives was told to sleep and has not been woken since."""
+        return any(replica.asleep for replica in self.replicas.living)
 
     def sleep(self, level: int) -> None:
         """Have the servers give their memory back until the next change of weights wakes them.
@@ -456,12 +456,24 @@ class VllmEngine:
 
     async def _rouse(self, replica: Replica) -> None:
         """Wake a server that gets no new weights, or say that it sleeps on."""
+        if not replica.asleep:
+            return
+        why: object = "nothing was heard of it"
         try:
             await rouse(replica.server, forgotten=replica.asleep > 1, deadline_s=WAKE_S)
             replica.asleep = 0
         except EngineError as error:
-            text = "%s may be asleep: POST /wake_up there, or restart it (%s)"
-            log.warning(text, replica.server.url, error)
+            why = error
+        finally:
+            if replica.asleep:
+                text = "%s may be asleep: POST /wake_up there, or restart it (%s)"
+                log.warning(text, replica.server.url, why)
+
+    async def _leave(self) -> None:
+        every = self.replicas.every
+        await asyncio.gather(*map(self._rouse, every), return_exceptions=True)
+        for replica in every:
+            await replica.server.close()
 
     def _break(self, why: str) -> None:
         self.broken = why
@@ -476,8 +488,5 @@ class VllmEngine:
         if self._background.loop.is_running():
             for session in list(self._flying):
                 self.end_session(session)
-            for replica in self.replicas.every:
-                if replica.asleep:
-                    self._background.run(self._rouse(replica))
-                self._background.run(replica.server.close())
+            self._background.run(self._leave())
             self._background.close()

@@ -76,8 +76,6 @@ CREDIT_PAIRS = (("turn_rloo", "GRPO"), ("GiGPO", "GRPO"), ("HGPO", "GRPO"))
 
 GRPO = Arm(name="GRPO", method="grpo", change=anchored)
 TURN_RLOO = Arm(name="turn_rloo", method="turn_rloo", options={"history_turns": 0})
-TOLD = Arm(name="turn_rloo, baselines by history", method="turn_rloo")
-"""By default attempts that were told the same up to a turn share its baseline."""
 CREDIT = (
     GRPO,
     TURN_RLOO,

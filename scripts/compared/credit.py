@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compared.arms import CREDIT, CREDIT_PAIRS, GRPO, TOLD
+from compared.arms import CREDIT, CREDIT_PAIRS, GRPO
 from compared.regimes import BEGINNER, MANY, RL, SKILLED, SLIPPING, experiment
 
 EXPERIMENTS = (
@@ -19,8 +19,8 @@ EXPERIMENTS = (
         "The chosen rate is the lower one of two.",
         env=SLIPPING,
         beginning=BEGINNER,
-        arms=(*CREDIT, TOLD),
-        pairs=(*CREDIT_PAIRS, (TOLD.name, "GRPO")),
+        arms=CREDIT,
+        pairs=CREDIT_PAIRS,
         plan=MANY,
         budget=48_000,
     ),
@@ -28,9 +28,8 @@ EXPERIMENTS = (
         name="turn_credit_outcome",
         title="Turn-level credit, null: the end alone is paid",
         claim="Without rewards on the way there should be no difference, at one rate.",
-        finding="There is none: at one rate both double what they solve and are level in "
-        "success, progress and area, as a null should be. turn_rloo's own rate by one "
-        "dev seed (1e-3) had put it .05 of progress below.",
+        finding="There is none: at one rate all four double what they solve, and turn_rloo, GiGPO "
+        "and HGPO are level with GRPO in success, progress and area, as a null should be.",
         env={**SLIPPING, "progress": 0.0},
         beginning=SKILLED,
         arms=(GRPO, *(replace(arm, rate_of="GRPO") for arm in CREDIT[1:])),
@@ -43,8 +42,8 @@ EXPERIMENTS = (
         name="turn_credit_one_turn",
         title="Turn-level credit, null: one turn",
         claim="With one turn there is one credit.",
-        finding="Level, as a null should be. The start is nearly right already, and both lose a "
-        "little of it at this rate.",
+        finding="All level with GRPO, as a null should be. The start is nearly right already, and "
+        "each loses a little of it at this rate.",
         env={"stages": 1, "turns": 1, "phased": True, "progress": 1.0},
         beginning=BEGINNER,
         arms=CREDIT,

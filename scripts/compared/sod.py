@@ -39,10 +39,9 @@ EXPERIMENTS = (
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
-        arms=tuple(SOD_ROBUST.values()),
-        pairs=SOD_PAIRS,
+        arms=tuple(SOD_ROBUST[name] for name in ("SOD", "OPD + GRPO")),
+        pairs=SOD_PAIRS[1:2],
         plan=MANY,
         budget=48_000,
-        rates=GENTLE,
     ),
 )

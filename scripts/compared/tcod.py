@@ -55,10 +55,10 @@ EXPERIMENTS = (
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
         arms=(
-            *TCOD_ROBUST.values(),
+            *(TCOD_ROBUST[name] for name in ("OPD", "F2B")),
             replace(TCOD_ROBUST["OPD"], name="OPD, F2B's rate", rate_of="F2B"),
         ),
-        pairs=(*TCOD_PAIRS, ("F2B", "OPD, F2B's rate")),
+        pairs=(*TCOD_PAIRS[:1], ("F2B", "OPD, F2B's rate")),
         plan=WIDE,
         budget=48_000,
         rates=GENTLE,
