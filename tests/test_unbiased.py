@@ -34,7 +34,8 @@ from turnwise.trainers.advantages import (
     unscaled,
 )
 from turnwise.trainers.objective import TokenBatch, objective
-from turnwise.trainers.recipes import recipe
+from turnwise.trainers.recipe import no_credit
+from turnwise.trainers.recipes import recipe, recipes
 from turnwise.trainers.recipes.gigpo import gigpo
 from turnwise.trainers.recipes.hgpo import hgpo
 from turnwise.trainers.recipes.turn_rloo import turn_rloo
@@ -373,6 +374,33 @@ def test_whitening_over_the_batch_bends_the_gradient_of_reinforce_pp():
     true_P, got_P = truth(STOPPING), batch_by_batch(STOPPING, 3, recipe("reinforce_pp").credit)
     along = float(got_P @ true_P / (true_P @ true_P))
     assert np.linalg.norm(got_P - along * true_P) > 1e-3 * np.linalg.norm(true_P)
+
+
+OTHERS = {"turn_rloo", "rloo", "mt_grpo", "opd_then_rl"}
+"""Baselines from other trajectories alone: unbiased."""
+SHRUNK = {"dr_grpo"}
+"""The mean with the own return, without a scale: one attempt too few, and else exact."""
+BENT = {"grpo", "dapo", "gspo", "cispo", "sod", "kdrl", "gigpo", "hgpo", "reinforce_pp"}
+"""A scale, or a level, that holds the own return: biased beyond a factor."""
+REWARDED = [found.name for found in recipes() if found.credit is not no_credit]
+
+
+def test_every_recipe_with_a_reward_states_its_bias_and_only_one():
+    """A new recipe has to say here which it is; the next law holds it to that."""
+    assert sorted([*OTHERS, *SHRUNK, *BENT]) == sorted(REWARDED)
+
+
+@pytest.mark.parametrize("name", [name for name in REWARDED if name != "reinforce_pp"])
+def test_a_recipe_has_the_bias_that_is_stated_and_no_other(name):
+    """REINFORCE++ whitens over a batch, so its law stands alone, above."""
+    credit = recipe(name).credit
+    for world in (STOPPING, ROOMS):
+        if name in BENT:
+            assert_crooked(world, 3, credit)
+        else:
+            share = 2 / 3 if name in SHRUNK else 1.0
+            expected_P = share * truth(world)
+            np.testing.assert_allclose(estimate(world, 3, credit)[0], expected_P, atol=1e-9)
 
 
 def test_the_objective_descends_the_exact_gradient():
