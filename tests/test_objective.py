@@ -20,9 +20,13 @@ from turnwise.trainers.surrogates import (
     ppo,
     seq_mean_token_mean,
     seq_sum,
+    sequence_mask,
+    token_mask,
     token_mean,
     truncated,
+    turn_mask,
     turn_mean,
+    veto,
 )
 
 torch.set_num_threads(1)
@@ -111,6 +115,27 @@ def test_the_ratio_is_to_the_proximal_policy_and_the_weight_is_proximal_over_sam
     torch.testing.assert_close(loss, -(w_M * ratio_M * tokens.advantages_M).mean())
     (slope_M,) = torch.autograd.grad(loss, logprobs_M)
     torch.testing.assert_close(slope_M, -w_M * ratio_M * tokens.advantages_M / len(TRAJ_M))
+
+
+CORRECTIONS = {
+    "tis": truncated(1.1),
+    "token_mask": token_mask(0.8, 1.25),
+    "turn_mask": turn_mask(0.8, 1.25),
+    "sequence_mask": sequence_mask(0.5, 1.5),
+    "veto": veto(0.7),
+}
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS.values(), ids=CORRECTIONS)
+def test_no_gradient_passes_through_a_correction(correction):
+    """d L / d log pi_j is -c_j rho_j A_j / M, with c_j a number, and some c_j is not 1."""
+    logprobs_M, tokens = batch()
+    method = replace(recipe("turn_rloo"), surrogate=ppo(1.0, 1e9), importance=correction)
+    c_M = correction(tokens.prox_M - tokens.old_M, TURN_M, TRAJ_M)
+    ratio_M = (logprobs_M.detach() - tokens.prox_M).exp()
+    (slope_M,) = torch.autograd.grad(objective(logprobs_M, tokens, method)[0], logprobs_M)
+    torch.testing.assert_close(slope_M, -c_M * ratio_M * tokens.advantages_M / len(TRAJ_M))
+    assert (c_M != 1).any() and (c_M != 0).any()
 
 
 def trusting(a):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
+from turnwise.trainers.off_policy import held
 from turnwise.trainers.surrogates import (
     Totals,
     both,
@@ -89,6 +90,17 @@ def test_a_weight_clip_bounds_the_weight_by_sign_and_never_kills_the_gradient(
     assert got[2] == (slope != pytest.approx(ratio * advantage))
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "slope"),
+    [(0.5, 1.0, 0.8), (20.0, 1.0, 11.0), (0.5, -1.0, -0.5), (20.0, -1.0, -20.0),
+     (200.0, -1.0, -101.0), (200.0, 1.0, 11.0)],
+)  # fmt: skip
+def test_dispo_lifts_good_actions_and_lets_bad_ones_fall(ratio, advantage, slope):
+    """arXiv:2602.00983: (.8, 11) where A > 0, (0, 101) where A < 0."""
+    got = value_and_slope(weight_clip((0.8, 11.0), (0.0, 101.0)), ratio, advantage)
+    assert got[:2] == pytest.approx((slope, slope))
+
+
 def test_the_weight_itself_carries_no_gradient():
     """Without the stop-gradient the second derivative would be weight * A instead of 0."""
     x = tensor([0.3], dtype=F64, requires_grad=True)
@@ -106,8 +118,11 @@ def test_policy_gradient_ignores_the_ratio():
 @pytest.mark.parametrize("ratio_of", [token_ratio, turn_ratio, sequence_ratio])
 @pytest.mark.parametrize(
     "surrogate",
-    [ppo(), ppo(3e-4, 4e-4), dual_clip(ppo()), weight_clip((0, 5), (0, 5)), policy_gradient],
-    ids=["ppo", "tight", "dual", "cispo", "pg"],
+    [
+        *(ppo(), ppo(3e-4, 4e-4), dual_clip(ppo()), weight_clip((0, 5), (0, 5))),
+        *(weight_clip((0.8, 11), (0, 101)), policy_gradient, held(policy_gradient)),
+    ],
+    ids=["ppo", "tight", "dual", "cispo", "dispo", "pg", "held"],
 )
 def test_all_methods_have_the_same_gradient_on_policy(ratio_of, surrogate):
     logprobs_M = torch.randn(9, dtype=F64, generator=torch.manual_seed(0)).requires_grad_()
