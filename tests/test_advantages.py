@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -170,6 +171,19 @@ def test_reward_to_go_discounts_within_an_episode_and_does_not_cross_it():
     assert reward_to_go(0.5)(table).tolist() == [2.0, 2.0, 4.0, 8.0]
     assert reward_to_go(1.0)(table).tolist() == [5.0, 4.0, 4.0, 8.0]
     assert outcome(table).tolist() == [5.0, 5.0, 5.0, 8.0]
+
+
+def test_a_reward_reaches_back_over_turns_that_are_not_trained():
+    """A running return that is reset where the mask is 0 loses the outcome (verl #7278)."""
+    plain = episode([1.0, 2.0, 4.0])
+    turns = list(plain.segments[0].turns)
+    turns[1] = replace(turns[1], executor="teacher")
+    mixed = replace(plain, segments=(Segment(turns=tuple(turns)),))
+    table = turn_table([group(mixed)])
+    assert turn(table).tolist() == [0, 1, 2]
+    assert reward_to_go(0.5)(table).tolist() == [3.0, 4.0, 4.0]
+    assert reward_to_go(1.0)(table).tolist() == [7.0, 6.0, 4.0]
+    assert outcome(table).tolist() == [7.0] * 3
 
 
 def test_turns_without_a_reward_are_still_turns():
