@@ -329,6 +329,17 @@ def test_the_closed_form_of_sod_is_the_published_product(drifts, delta):
     np.testing.assert_allclose(mine, product_form(drifts, 1e-6, delta), rtol=1e-6)
 
 
+@pytest.mark.parametrize("weight", [weights.sod(), weights.sod(floor=0), weights.batch_sod()])
+@given(st.floats(0, 50), st.lists(st.floats(0.1, 50), min_size=2, max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_an_episode_of_one_turn_weighs_one_whatever_its_drift(weight, alone, others):
+    """Nor does the floor, which comes from the others, change it."""
+    drift = np.array([alone, *others])
+    columns = {"step_M": np.arange(len(drift)) - 1, "traj_M": np.array([0] + [1] * len(others))}
+    columns["step_M"][0] = 0
+    assert weight(table_of(np.zeros(len(drift)), -drift, **columns))[0] == 1.0
+
+
 TURN_WEIGHTS = [weights.sod(), weights.batch_sod(), weights.first_turns(2),
                 weights.permuted(weights.sod()), weights.uniform_like(weights.sod())]  # fmt: skip
 
@@ -386,6 +397,24 @@ def test_nothing_is_pruned_where_no_overlap_is_asked_for():
     table = some_table(2)
     np.testing.assert_allclose(weights.pruned(threshold=0.0, base=0.0)(table), 1.0)
     assert weights.pruned(threshold=2.0, drop=1.0, base=0.0)(table).max() == 0
+
+
+@given(st.integers(0, 10_000), st.integers(0, V - 1))
+@settings(max_examples=20, deadline=None)
+def test_pruning_at_a_threshold_of_zero_gives_the_gradient_of_distillation(seed, never):
+    """Also where student and teacher share none of their likeliest tokens: 0 is not below 0."""
+    student, teacher = two_policies(seed)
+    overlap = np.random.default_rng(seed).random(V)
+    overlap[never] = 0.0
+    old = student.detach().log_softmax(-1).numpy()
+    one = np.zeros(V, int)
+    table = table_of(old, teacher.numpy(), overlap_M=overlap, traj_M=one)
+    for threshold, same in ((0.0, True), (0.9, False)):
+        weight = weights.pruned(threshold=threshold, drop=0.3, base=0.0)
+        how = Distillation(signal=signals.reverse_kl, weight=weight)
+        mine = torch.from_numpy(teach(table, np.zeros(V), how, NOW).advantage_M)
+        close = torch.allclose(expected_gradient(student, mine), kl_gradient(student, teacher))
+        assert close == same
 
 
 def test_the_informative_tokens_are_a_share_of_each_trajectory_and_the_highest():
@@ -526,6 +555,7 @@ def test_after_the_margin_shift_the_gap_is_at_least_what_was_asked_for(seed, lea
             before + np.mean([s for _, s in means[True]]) - np.mean([s for _, s in means[False]])
         )
         assert after == pytest.approx(max(before, least))
+        assert np.any(shifts) == (before < least), "a gap that is wide enough is left alone"
 
 
 def test_routes_by_outcome_take_what_they_say():
