@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import resource
 import signal
@@ -335,6 +336,9 @@ def test_a_few_lost_episodes_only_make_a_batch_smaller(tmp_path):
     found = [r.episode for r in read_records(tmp_path / "run" / "episodes.jsonl")]
     ((why, count),) = losses(found).items()
     assert (count, why[:26]) == (4, "ZeroDivisionError: a bug (")
+    kept = {e.task.to_json()["index"] for e in found if e.trainable}
+    assert len(kept) == 2 and 1 not in kept, "one group lost all of its attempts"
+    assert math.isfinite(rows[0]["loss"]) and rows[0]["skipped"] == 0
 
 
 def test_alarms_compare_with_the_first_steps_and_survive_a_resume():
