@@ -34,6 +34,7 @@ def command(
         files: a path in the box, and a descriptor with its content.
         workdir: a descriptor of the folder that is to be the workdir, instead of an empty one.
     """
+    bwrap()  # told first where it is missing
     argv = premount(spec.limits, workdir)
     argv += [bwrap(), "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
     argv += ["--unshare-net", "--unshare-user", "--disable-userns"]

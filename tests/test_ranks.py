@@ -134,7 +134,7 @@ def test_what_fails_on_one_rank_is_told_once_and_is_that_rank_s(tmp_path, capfd)
 
 
 ENDS = {"sys.exit(3)": (1, "ended itself with sys.exit(3); go on from")}
-ENDS["os.kill(os.getpid(), signal.SIGINT)"] = (130, "was stopped amid a step; go on from")
+ENDS["signal.default_int_handler(2, None)"] = (130, "was stopped amid a step; go on from")
 
 
 @pytest.mark.parametrize(("call", "rank"), [("each", 1), ("on_main", 0)])

@@ -29,7 +29,8 @@ from turnwise.trainers.model import quiet, save_model
 
 if TYPE_CHECKING:
     from turnwise.agents.engines.vllm import Held, VllmEngine
-    from turnwise.agents.engines.vllm_weights import SavedWeights
+    from turnwise.agents.engines.vllm_weights import SavedWeights, Way
+    from turnwise.agents.engines.vllm_wire import Wire
 
 TOLERANCE = TrainConfig.engine_tolerance
 DRAWING_S = 600.0
@@ -159,17 +160,8 @@ def connected(config: TrainConfig, tokenizer: Any, servers: Sequence[str], key: 
     """
     from turnwise.agents.engines.vllm import VllmEngine
     from turnwise.agents.engines.vllm_start import Needs
-    from turnwise.agents.engines.vllm_weights import four_phases, hot_lora
-    from turnwise.agents.engines.vllm_weights import reload_folder as reload
-    from turnwise.agents.engines.vllm_wire import COMPLETIONS, GENERATE
 
-    ways = {"reload": reload, "phases": four_phases, "lora": hot_lora}
-    way = _named("engine_sync", config.engine_sync, ways)
-    wire = _named(
-        "engine_route", config.engine_route, {"completions": COMPLETIONS, "generate": GENERATE}
-    )
-    if way is hot_lora and not config.lora_rank:
-        raise ValueError("engine_sync lora needs adapters to send: set lora_rank, or use reload")
+    way, wire = _way_and_wire(config)
     return VllmEngine(
         servers,
         needs=Needs(
@@ -187,11 +179,28 @@ def connected(config: TrainConfig, tokenizer: Any, servers: Sequence[str], key: 
     )
 
 
+def _way_and_wire(config: TrainConfig) -> tuple[Way, Wire]:
+    """Return how weights travel and what is asked. Raises ValueError for what does not exist."""
+    from turnwise.agents.engines.vllm_weights import four_phases, hot_lora
+    from turnwise.agents.engines.vllm_weights import reload_folder as reload
+    from turnwise.agents.engines.vllm_wire import COMPLETIONS, GENERATE
+
+    ways = {"reload": reload, "phases": four_phases, "lora": hot_lora}
+    way = _named("engine_sync", config.engine_sync, ways)
+    wire = _named(
+        "engine_route", config.engine_route, {"completions": COMPLETIONS, "generate": GENERATE}
+    )
+    if way is hot_lora and not config.lora_rank:
+        raise ValueError("engine_sync lora needs adapters to send: set lora_rank, or use reload")
+    return way, wire
+
+
 def _remote(
     config: TrainConfig, model: nn.Module, tokenizer: Any, servers: Sequence[str], folder: str
 ) -> Sampler:
     from turnwise.agents.engines.vllm_weights import SavedWeights, hot_lora
 
+    _way_and_wire(config)  # what is wrong with it is said before a server is touched
     opened, key = list["VllmEngine"](), key_of_servers()
     ranks.on_main(lambda: rouse_servers(servers, key, config.reply_timeout_s))
     # All look at the servers before the first one changes what these hold.
