@@ -28,8 +28,9 @@ EXPERIMENTS = (
         name="turn_credit_outcome",
         title="Turn-level credit, null: the end alone is paid",
         claim="Without rewards on the way there should be no difference, at one rate.",
-        finding="There is none: at one rate all four double what they solve, and turn_rloo, GiGPO "
-        "and HGPO are level with GRPO in success, progress and area, as a null should be.",
+        finding="There is none: at one rate all four double what they solve, and turn_rloo, "
+        "GiGPO and HGPO are level with GRPO in success, progress and area, as a null "
+        "should be.",
         env={**SLIPPING, "progress": 0.0},
         beginning=SKILLED,
         arms=(GRPO, *(replace(arm, rate_of="GRPO") for arm in CREDIT[1:])),
@@ -42,8 +43,8 @@ EXPERIMENTS = (
         name="turn_credit_one_turn",
         title="Turn-level credit, null: one turn",
         claim="With one turn there is one credit.",
-        finding="All level with GRPO, as a null should be. The start is nearly right already, and "
-        "each loses a little of it at this rate.",
+        finding="All level with GRPO, as a null should be. The start is nearly right already, "
+        "and each loses a little of it at this rate.",
         env={"stages": 1, "turns": 1, "phased": True, "progress": 1.0},
         beginning=BEGINNER,
         arms=CREDIT,

@@ -48,9 +48,9 @@ def sod(
         source="arXiv:2605.07725 eq. 6-10",
         status="d_1 has a floor, a log-ratio is clipped, and a group's standard deviation has a "
         "floor of 1e-2: all three are ours. Measured (docs/results.md): with a teacher that has "
-        "never seen the tools fail it keeps what the student can do, where OPD with or without "
-        "GRPO, and the same weights made uniform or dealt at random, destroy more than a third of "
-        "it; it gains nothing over GRPO alone, so it limits damage. With a teacher that knows the "
+        "never seen the tools fail it doubles what the student solves, where OPD with or without "
+        "GRPO, and the same weights made uniform or dealt at random, lose all of it; it is level "
+        "with GRPO alone: it takes the harm away and adds nothing. With a teacher that knows the "
         "failures OPD + GRPO ended higher in five of six seeds (not told from it): the weights "
         "fall on whatever is not learnt yet, too.",
         credit=grpo().credit if reward else no_credit,

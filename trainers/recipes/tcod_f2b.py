@@ -7,9 +7,9 @@
 A student that has erred early spends the rest of a long episode where its teacher knows nothing. It
 is not let that far before it has learnt the turns before. Two controls tell whether the order of
 depths matters, or only that episodes are short: `curriculum=constant_cut(turns)`, and opd with
-`max_turns` close to what the task takes. Where we measured (docs/results.md) F2B was not told from
-OPD at the same rate, whether the teacher knew the ways back or not; where it did not, such a limit
-taught far more than either.
+`max_turns` close to what the task takes. Measured (docs/results.md): under a teacher that does not
+know the ways back F2B is above OPD at the same rate if it deepens slowly (the whole task after a
+fifth of the budget), and such a limit does as much; under one that does, they are level.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ def tcod_f2b(
         source="arXiv:2604.24005 eq. 3-4; ALFWorld's settings in kokolerk/TCOD",
         status="Reverse KL as in the code, not KL(T || pi) as in the paper; one row per episode, "
         "none from older steps; the clip of the log-ratio is ours. Measured (docs/results.md, 12 "
-        "stages): at one rate not told from OPD, with a teacher that knows the ways back or "
-        "without; with one that does not, below OPD with a turn limit just above the expert's "
-        "length, which is what to try first.",
+        "stages): with a teacher that knows the ways back, level with OPD at one rate; with one "
+        "that does not, above it, if the whole task is reached after a fifth of the budget and "
+        "not after a tenth. OPD with a turn limit just above the expert's length did as much and "
+        "is what to try first.",
         curriculum=f2b(paced(every, drift, success, window), most, start),
     )
 
