@@ -189,3 +189,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    ranks.leave(0)  # as `turnwise train` does: gloo may end an interpreter that is taken down
