@@ -41,7 +41,7 @@ class Options(TrainConfig):
 
 
 def run(options: Options) -> int:
-    """Train to the end and return the exit code."""
+    """Train to the end and return the exit code; one of several processes ends here instead."""
     if "WORLD_SIZE" in os.environ:  # `accelerate launch`, torchrun
         from turnwise.trainers.ranks import leave
 

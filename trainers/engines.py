@@ -217,7 +217,7 @@ def _remote(
     if not config.engine_sleep:
         return Sampler(engine, partial(_bring, engine, weights))
     bring = partial(_bring_back, engine, weights)
-    return Sampler(engine, bring, partial(_lay, engine, config.engine_sleep))
+    return Sampler(engine, bring, partial(_put_to_sleep, engine, config.engine_sleep))
 
 
 def rouse_servers(servers: Sequence[str], key: str, deadline_s: float) -> None:
@@ -250,12 +250,12 @@ def rouse_servers(servers: Sequence[str], key: str, deadline_s: float) -> None:
         background.close()
 
 
-def _lay(engine: VllmEngine, level: int) -> None:
+def _put_to_sleep(engine: VllmEngine, level: int) -> None:
     """Put the servers to sleep, once for all processes, of which none plays any more."""
-    ranks.on_main(lambda: _laid(engine, level))
+    ranks.on_main(lambda: _asleep(engine, level))
 
 
-def _laid(engine: VllmEngine, level: int) -> None:
+def _asleep(engine: VllmEngine, level: int) -> None:
     try:
         engine.sleep(level)
     except EngineError as error:

@@ -54,7 +54,7 @@ def in_one_row(
     sees: Callable[[Packed], Sees] = ancestors,
     flex: Callable[..., Tensor] = flex_attention,
 ) -> Attend:
-    """Return attention of all tokens at once.
+    """Return attention of all tokens at once: q [N, H, E], k and v [N, K, E] to [N, H, E].
 
     Args:
         sees: who may look where.

@@ -21,7 +21,6 @@ from turnwise.agents.engines.client import ProtocolError, Server, ServerRefused
 from turnwise.agents.engines.vllm_weights import SavedWeights, Way
 from turnwise.agents.faults import log
 
-LEVELS = 1, 2
 WAKE_S = 120.0
 """For each answer of a server that is woken at the end of a run."""
 OWN = "default"
