@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from turnwise.agents.rollout import jobs_for, play
 from turnwise.envs.builtin.corridor import Corridor
-from turnwise.trainers import contest_models, contest_run
+from turnwise.trainers import contest_models, contest_run, suite
 from turnwise.trainers.comparison import area, best_rate, crossing, paired, thirds, verdict
 from turnwise.trainers.contest import Arm, Experiment, Job, Models, School
 from turnwise.trainers.contest_models import beginning
@@ -201,6 +202,31 @@ def test_what_was_run_is_read_and_what_depends_on_another_setting_is_not(done, m
 
 def _never(*args):
     raise AssertionError("a run that is there was run again")
+
+
+def test_a_run_whose_row_is_kept_is_not_made_again_where_its_file_is_gone(
+    done, tmp_path, monkeypatch
+):
+    compact = tmp_path / "compact" / "small.json"
+    compact.parent.mkdir()
+    shutil.copy(done.results / "small.json", compact)
+    before = compact.read_text()
+    monkeypatch.setattr(suite, "run", _never)
+    run_suite([SMALL], replace(done, out=tmp_path, results=compact.parent))
+    assert compact.read_text() == before
+    another = replace(SMALL, arms=[replace(SMALL.arms[0], options={"floor": 0.1})], pairs=())
+    with pytest.raises(AssertionError, match="run again"):
+        run_suite([another], replace(done, out=tmp_path, results=compact.parent))
+
+
+def test_rows_that_are_kept_and_began_elsewhere_are_not_set_beside_new_ones(done, tmp_path):
+    compact = tmp_path / "small.json"
+    found = json.loads((done.results / "small.json").read_text())
+    found["rows"] = [row for row in found["rows"] if row["arm"] == "SOD"]
+    found["rows"][1]["start"]["progress"] += 0.01
+    compact.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"small, seed 1: not all .* remove it to run all arms"):
+        run_suite([SMALL], replace(done, results=tmp_path))
 
 
 def test_a_control_takes_the_rate_of_its_method(done):

@@ -2,14 +2,15 @@
 
 Learning rates are chosen per method at the full budget, on dev seeds and dev tasks, by the mean of
 success and progress; a control takes the rate of the method that it is a control of. Test seeds and
-test tasks are seen once. Whatever was done before is read from its file.
+test tasks are seen once. A run whose row is among the experiment's compact results is not made
+again; what else was done before is read from its file.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from turnwise.trainers.contest_models import beginning, floors, teacher_of
 from turnwise.trainers.contest_run import run
 
 Say = Callable[[str], object]
+Row = Mapping[str, Any]
+"""What is kept of one run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,40 +59,59 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
         yield pool
 
 
+def _kept(compact: Path) -> dict[str, Row]:
+    """Return the rows of compact results, if they are there, by the keys of their runs."""
+    found = json.loads(compact.read_text()) if compact.exists() else {"dev": [], "rows": []}
+    return {row["key"]: row for row in (*found["dev"], *found["rows"])}
+
+
+def _same_start(about: Experiment, rows: Sequence[Row]) -> None:
+    """Refuse rows of one seed that did not begin with one student.
+
+    Raises:
+        ValueError: they differ, as they may where another machine made those that were kept.
+    """
+    starts = {row["arm"]: row["start"] for row in rows}
+    if any(start != rows[0]["start"] for start in starts.values()):
+        raise ValueError(
+            f"{about.name}, seed {rows[0]['seed']}: not all began with the same student: {starts}. "
+            f"If {about.name}.json was made on another machine, remove it to run all arms here"
+        )
+
+
 class _Comparison:
     def __init__(
         self, experiment: Experiment, suite: Suite, pool: ProcessPoolExecutor | None
     ) -> None:
         self.about, self.suite, self.pool = experiment, suite, pool
+        self.kept = _kept(suite.results / f"{experiment.name}.json")
 
     def write(self) -> None:
         """Run everything and write the compact results, after each seed what is known."""
         about, suite = self.about, self.suite
         suite.say(f"{about.name}: {len(about.arms)} arms")
-        self._each(teacher_of, [(about, name, suite.out) for name in about.teachers])
         tuned = [arm for arm in about.arms if not arm.rate_of and len(about.rates) > 1]
-        if self.pool is not None:  # at once, so that no worker waits for the student of another
-            seeds = [*(suite.dev_seeds if tuned else ()), *suite.seeds]
-            self._each(beginning, [(about, seed, suite.out) for seed in seeds])
         dev = [
             Job(experiment=about, arm=arm, seed=seed, rate=rate, split="dev")
             for arm in tuned
             for seed in suite.dev_seeds
             for rate in about.rates
         ]
-        tried = self._run(dev)
+        tried = self._run(dev, _tried)
         rates = self._chosen(tuned, tried)
         found = {"name": about.name, "budget": about.budget, "rates": rates}
         found["dev_seeds"] = len(suite.dev_seeds) if tuned else 0
         found |= {"env": dict(about.env), "floors": floors(about)}
-        found["dev"] = [_tried(job, result) for job, result in tried]
-        rows: list[dict[str, Any]] = []
+        found["dev"] = tried
+        rows: list[Row] = []
         for seed in suite.seeds:
             test = [
                 Job(experiment=about, arm=arm, seed=seed, rate=rates[arm.name])
                 for arm in about.arms
             ]
-            rows += [_compact(job, result) for job, result in self._run(test)]
+            of_seed = self._run(test, _compact)
+            _same_start(about, of_seed)
+            rows += of_seed
             self._keep({**found, "rows": rows})
 
     def _keep(self, found: Mapping[str, Any]) -> None:
@@ -98,24 +120,36 @@ class _Comparison:
         text = json.dumps(found, separators=(",", ":")).replace('{"arm"', '\n{"arm"')
         (self.suite.results / f"{self.about.name}.json").write_text(text + "\n")
 
-    def _chosen(
-        self, tuned: Sequence[Arm], dev: Sequence[tuple[Job, Mapping[str, Any]]]
-    ) -> dict[str, float]:
+    def _chosen(self, tuned: Sequence[Arm], dev: Sequence[Row]) -> dict[str, float]:
         """Return every arm's rate: its own choice, or that of the arm that it is a control of."""
         chosen = {arm.name: self.about.rates[0] for arm in self.about.arms}
         for arm in tuned:
             scores: dict[float, list[float]] = {}
-            for job, result in dev:
-                if job.arm is arm:
-                    end = result["end"]
-                    scores.setdefault(job.rate, []).append((end["success"] + end["progress"]) / 2)
+            for row in dev:
+                if row["arm"] == arm.name:
+                    scores.setdefault(row["rate"], []).append(
+                        (row["success"] + row["progress"]) / 2
+                    )
             chosen[arm.name] = best_rate(scores)
         return {arm.name: chosen[arm.rate_of or arm.name] for arm in self.about.arms}
 
-    def _run(self, jobs: Sequence[Job]) -> list[tuple[Job, dict[str, Any]]]:
-        """Return each job with its result, in order; one that failed is said and left out."""
-        results = self._each(run, [(job, self.suite.out) for job in jobs])
-        return [(job, found) for job, found in zip(jobs, results, strict=True) if found]
+    def _run(self, jobs: Sequence[Job], row_of: Callable[[Job, Row], Row]) -> list[Row]:
+        """Return the row of each job, in order; one that failed is said and left out."""
+        missing = [job for job in jobs if job.key not in self.kept]
+        if self.pool is not None:  # at once, so that no worker waits for the model of another
+            self._each(teacher_of, self._once(job.arm.teacher for job in missing))
+            self._each(beginning, self._once(job.seed for job in missing))
+        results = self._each(run, [(job, self.suite.out) for job in missing])
+        self.kept |= {
+            job.key: row_of(job, found)
+            for job, found in zip(missing, results, strict=True)
+            if found
+        }
+        return [{**self.kept[job.key], "arm": job.arm.name} for job in jobs if job.key in self.kept]
+
+    def _once(self, names: Iterable[Any]) -> list[tuple[Any, ...]]:
+        """Return the calls that make a model for each of the names, but for the empty one."""
+        return [(self.about, name, self.suite.out) for name in dict.fromkeys(names) if name != ""]
 
     def _each(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         if self.pool is None:
