@@ -16,7 +16,7 @@ import torch
 from miniatures import naive_logprobs, nudge
 from servers import MAX_LEN, PROMPT, Place, draw, places, small, wait_for
 
-from turnwise.agents.engines import vllm, vllm_weights
+from turnwise.agents.engines import vllm_change, vllm_fleet, vllm_weights
 from turnwise.agents.engines.base import (
     Engine,
     EngineError,
@@ -254,7 +254,8 @@ class Forgetful(Server):
 @pytest.mark.parametrize("salted", [True, False])
 def test_the_probe_finds_a_stale_cache_and_a_salt_prevents_one(place, monkeypatch, salted):
     if not salted:
-        monkeypatch.setattr(vllm, "version_name", lambda version: "always the same")
+        for module in (vllm_fleet, vllm_change):
+            monkeypatch.setattr(module, "version_name", lambda version: "always the same")
     monkeypatch.setattr(place, "server", _forgetful(place.server))
     engine = place.engine()
     assert gap(place, LONG, draw(engine, LONG)) < 1e-4
@@ -384,7 +385,7 @@ def test_what_is_in_flight_ends_before_a_server_sleeps(place):
     engine.submit(GenRequest("a", PROMPT, Sampling(60), seed=2))
     engine.submit(GenRequest("b", PROMPT, Sampling(60), seed=3))
     engine.sleep(2)
-    assert engine._asking == 0
+    assert engine.fleet.asking == 0
     for output in wait_for(engine, 2).values():
         assert output.versions == ((1, 0, 60),) and gap(place, PROMPT, output) < 1e-4
     place.sync(engine, 2)

@@ -18,7 +18,7 @@ from miniatures import naive_logprobs, nudge
 from servers import MAX_LEN, PROMPT, altered, draw, small, standin, wait_for
 from test_engine_faults import saved
 
-from turnwise.agents.engines import vllm
+from turnwise.agents.engines import vllm_change, vllm_fleet
 from turnwise.agents.engines.base import GenRequest, Sampling, ScoreRequest
 from turnwise.agents.engines.client import ProtocolError, Server
 from turnwise.agents.engines.vllm import EngineBroken, VllmEngine
@@ -89,10 +89,10 @@ def test_no_default_of_a_server_shapes_what_is_sampled(stack, default):
 def test_an_engine_that_shapes_its_distribution_says_so_and_is_not_trained_on(stack):
     app = standin()
     plain = engine_on(stack, inside(app), shaping={"top_p": 1.0, "top_k": 0})
-    assert plain.exact and draw(plain, count=2).exact
+    assert plain.fleet.exact and draw(plain, count=2).exact
     for shaping in ({"top_k": 5}, {"repetition_penalty": 1.1}, {"allowed_token_ids": [5, 6]}):
         shaped = engine_on(stack, inside(app), shaping=shaping)
-        assert not shaped.exact
+        assert not shaped.fleet.exact
         with pytest.raises(ValueError, match=f"samples with .*{next(iter(shaping))}"):
             Sampler(shaped, lambda: None)
 
@@ -235,7 +235,8 @@ class Deaf(Server):
 
 @pytest.mark.parametrize("hears", ["pause", "reset", ""])
 def test_each_reset_of_the_cache_is_enough_by_itself(stack, monkeypatch, tmp_path, hears):
-    monkeypatch.setattr(vllm, "version_name", lambda version: "always the same")
+    for module in (vllm_fleet, vllm_change):
+        monkeypatch.setattr(module, "version_name", lambda version: "always the same")
     monkeypatch.setattr(Deaf, "hears", hears)
     model, tokenizer = small()
     engine = engine_on(stack, inside(standin(), Deaf))

@@ -28,7 +28,8 @@ from turnwise.trainers.learner import Learner
 from turnwise.trainers.model import quiet, save_model
 
 if TYPE_CHECKING:
-    from turnwise.agents.engines.vllm import Held, VllmEngine
+    from turnwise.agents.engines.vllm import VllmEngine
+    from turnwise.agents.engines.vllm_change import Held
     from turnwise.agents.engines.vllm_weights import SavedWeights, Way
     from turnwise.agents.engines.vllm_wire import Wire
 

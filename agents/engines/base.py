@@ -100,7 +100,10 @@ class Engine(Protocol):
 
     capabilities: frozenset[str]
     max_len: int
-    version: int
+
+    @property
+    def version(self) -> int:
+        """Of the weights that it samples with."""
 
     def submit(self, request: GenRequest) -> None:
         """Queue a request; its output comes from a later `poll`.
