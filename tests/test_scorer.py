@@ -32,11 +32,12 @@ from turnwise.trainers.batch import (
     taught,
     totals_of,
 )
+from turnwise.trainers.block_attention import CHUNK
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.model import add_lora, tiny_from_env
 from turnwise.trainers.objective import objective
 from turnwise.trainers.recipes import recipe
-from turnwise.trainers.scorer import CHUNK, Scorer
+from turnwise.trainers.scorer import Scorer
 from turnwise.trainers.surrogates import token_mean
 
 torch.set_num_threads(1)

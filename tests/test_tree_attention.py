@@ -17,8 +17,9 @@ from torch.nn.attention import flex_attention as torchs
 
 from turnwise.agents.engines.functional import Decoder
 from turnwise.trainers.batch import Row, rows_of
+from turnwise.trainers.block_attention import in_blocks
 from turnwise.trainers.precision import fp32
-from turnwise.trainers.scorer import Scorer, in_blocks
+from turnwise.trainers.scorer import Scorer
 from turnwise.trainers.tree_attention import ancestors, fastest, in_one_row, proved
 
 torch.set_num_threads(1)
