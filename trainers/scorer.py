@@ -66,8 +66,6 @@ class Scorer:
         require_fixed_positions(model, max_len)
         self.model, self.max_len, self.precision = model, max_len, precision
         self.logits_at_once = LOGITS_AT_ONCE
-        self.forward: Callable[..., tuple[Tensor, ...]] = self.of_decoder
-        """What runs `of_decoder`: whoever shards the model puts itself in front of it."""
         self.decoder: Decoder | None = None
         self.attention = attention or in_blocks
         if supported(model):
@@ -79,6 +77,8 @@ class Scorer:
                     self.attention = fastest(decoder, precision, self.attention)
             except NotEquivalent:
                 self.decoder = None
+        self.forward: Callable[..., tuple[Tensor, ...]] | None = None
+        """What runs `of_decoder` or `of_model`, if whoever shards the model put itself in front."""
         if recompute:
             self._recompute()
 
@@ -145,7 +145,7 @@ class Scorer:
         device = packed.ids_N.device
         with self._own_precision(device) as attending:
             if self.decoder is None:
-                hidden_MD, head = self._by_model(packed)
+                hidden_MD, head = self._by_model(*padded(packed))
             else:
                 attend, head = attending(self.attention(packed)), self.decoder.logits
                 hidden_MD = self.decoder.hidden(packed.ids_N, packed.positions_N, attend)
@@ -166,10 +166,10 @@ class Scorer:
         self._require_short(packed)
         with self.precision(packed.ids_N.device) as attending:
             if self.decoder is None:
-                hidden_MD, head = self._by_model(packed)
-                return self._found(head, hidden_MD, find)
+                return (self.forward or self.of_model)(*padded(packed), find)
             attend = attending(self.attention(packed))
-            return self.forward(packed.ids_N, packed.positions_N, packed.at_M, attend, find)
+            run = self.forward or self.of_decoder
+            return run(packed.ids_N, packed.positions_N, packed.at_M, attend, find)
 
     def _require_short(self, packed: Packed) -> None:
         longest = max([row.start + len(row) for row in packed.rows] + packed.prompt_lengths)
@@ -187,6 +187,13 @@ class Scorer:
         hidden_MD = self.decoder.hidden(ids_N, positions_N, attend)[at_M]
         return self._found(self.decoder.logits, hidden_MD, find)
 
+    def of_model(
+        self, ids_BT: Tensor, mask_BT: Tensor, at: tuple[Tensor, Tensor], find: Find | None
+    ) -> tuple[Tensor, ...]:
+        """Return the same by the model's own layers; `at`: row and place of each token."""
+        hidden_MD, head = self._by_model(ids_BT, mask_BT, at)
+        return self._found(head, hidden_MD, find)
+
     def _found(self, head: Head, hidden_MD: Tensor, find: Find | None) -> tuple[Tensor, ...]:
         if find is None:
             return (head(hidden_MD),)
@@ -195,22 +202,22 @@ class Scorer:
         rows = rows_at_once(self.logits_at_once, words)
         return by_parts(head, hidden_MD, find, rows)
 
-    def _by_model(self, packed: Packed) -> tuple[Tensor, Head]:
+    def _by_model(
+        self, ids_BT: Tensor, mask_BT: Tensor, at: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Head]:
         """Architectures that `Decoder` does not know: the model's own backbone over padded rows.
 
         Returns:
             What its output layer reads before each trained token, [M, D], and the layer. Where the
             model does more than these two, its logits there, [M, V], and what leaves them so.
         """
-        ids_BT, mask_BT, at = padded(packed)
         if self.halves is None:
             return self.model(input_ids=ids_BT, attention_mask=mask_BT).logits[at], Tensor.float
         return self.halves.hidden(ids_BT, mask_BT)[at], self.halves.logits
 
     @cached_property
     def halves(self) -> Halves | None:
-        """Backbone and output layer, if the model is these two; looked at when they are needed,
-        for whoever shards a model does so after its scorer is made."""
+        """Backbone and output layer, if the model is these two; looked at when they are needed."""
         return halves(self.model, self.max_len)
 
 

@@ -69,7 +69,7 @@ class Sharded:
         spread(self.model)
         self.split = copy.deepcopy(self.model)
         self.scorer = score(self.split)
-        _shard(self.scorer)
+        shard(self.scorer)
         self.trained = [p for p in self.split.parameters() if p.requires_grad]
         self.optimizer = optimize(self.trained)
 
@@ -104,8 +104,11 @@ class Sharded:
         self.publish()
 
 
-def _shard(scorer: Scorer) -> None:
-    """Shard a scorer's model in place: by layer where its forward pass is ours, else as a whole."""
+def shard(scorer: Scorer) -> None:
+    """Shard a scorer's model in place: by layer where its forward pass is ours, else as a whole.
+
+    A model that is a backbone and an output layer stays these two inside its hooks.
+    """
     device = next(scorer.model.parameters()).device
     mesh = init_device_mesh(device.type, (ranks.count(),))
     causal, decoder = base_model(scorer.model), scorer.decoder
@@ -117,6 +120,9 @@ def _shard(scorer: Scorer) -> None:
             fully_shard(layer, mesh=mesh)
         decoder.through = lambda i, *rest: layers[i](*rest)
         causal.forward = scorer.of_decoder
+        scorer.forward = causal
+    elif scorer.halves is not None:  # found while weights are whole
+        causal.forward = scorer.of_model
         scorer.forward = causal
     fully_shard(causal, mesh=mesh)
     for module in causal.modules():
