@@ -56,6 +56,8 @@ METHODS = [
     (COACH, 'self.success.append(metrics.get("success", math.nan))',
      "self.success.append(math.nan)", "curriculum.py as_deep_as"),
     (COACH, "if not _dropped(e)))", "if e))", "curriculum.py dropped_from_its_group"),
+    ("trainers/prompts", "sorted(self.settled)", "sorted(self.half_solved)",
+     "curriculum.py lost_amid"),
     ("agents/prelude", "return ScriptedPolicy(recorded, renderer=renderer_of(policy))",
      'return ScriptedPolicy(recorded, renderer=renderer_of(policy), executor="student")',
      "curriculum.py teach_nothing"),

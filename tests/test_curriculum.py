@@ -45,6 +45,7 @@ from turnwise.trainers.model import load_model, save_model, tiny_from_env
 from turnwise.trainers.pipeline import measure
 from turnwise.trainers.prompts import Prompts
 from turnwise.trainers.recipes import recipe
+from turnwise.trainers.watch import TooManyLost
 from turnwise.trainers.ways import NoExpert, Ways
 
 torch.set_num_threads(1)
@@ -499,18 +500,57 @@ def test_replay_draws_by_its_slot_and_delivers_its_share():
     assert abs(sum(index >= 9000 for index in chosen(0.1)) / 500 - 0.1) < 0.04
 
 
-def test_a_resumed_run_replays_the_same_tasks(tmp_path):
-    how = {"steps": 6, "group_size": 4, "prompt_replay": 1.0, "learning_rate": 1e-5}
+class Coin(Walks):
+    """About half of what an untrained model says is right; while it is `ill`, every other one dies.
 
-    class Coin(Walks):  # about half of what an untrained model says is right
-        def respond(self, action):
-            return super().respond("a" if len(action) % 2 else "z")
+    Args:
+        ill: holds something while it is.
+    """
 
-    env = partial(Coin, length=1)
-    rows = go(tmp_path / "whole", recipe("turn_rloo"), env=env, **how)
-    go(tmp_path / "parts", recipe("turn_rloo"), env=env, **{**how, "steps": 3})
+    def __init__(self, ill=()) -> None:
+        super().__init__(length=1)
+        self.ill = ill
+
+    def respond(self, action):
+        if self.ill and len(action) % 4 < 2:
+            crash()
+        return super().respond("a" if len(action) % 2 else "z")
+
+
+REPLAYED = {"steps": 6, "group_size": 4, "prompt_replay": 1.0, "learning_rate": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory):
+    """Runs that replay prompts and that nobody disturbed, by how far they play ahead."""
+    folder = tmp_path_factory.mktemp("replayed")
+    for depth in (0, 1):
+        how = {**REPLAYED, "pipeline_depth": depth}
+        rows = go(folder / str(depth), recipe("turn_rloo"), env=Coin, **how)
+        assert rows[3]["replayed"] > 0  # or there would be nothing to lose
+    return folder
+
+
+def test_a_resumed_run_replays_the_same_tasks(tmp_path, replayed):
+    go(tmp_path / "parts", recipe("turn_rloo"), env=Coin, **{**REPLAYED, "steps": 3})
     waiting = json.loads((tmp_path / "parts/checkpoints/step-000003/prompts.json").read_text())
-    assert waiting and rows[3]["replayed"] > 0  # or there would be nothing to lose
-    go(tmp_path / "parts", recipe("turn_rloo"), env=env, **how, resume=True)
-    assert history(tmp_path / "parts") == history(tmp_path / "whole")
-    assert "replayed" not in go(tmp_path / "off", recipe("turn_rloo"), env=env, steps=1)[0]
+    assert waiting
+    go(tmp_path / "parts", recipe("turn_rloo"), env=Coin, **REPLAYED, resume=True)
+    assert history(tmp_path / "parts") == history(replayed / "0")
+    assert "replayed" not in go(tmp_path / "off", recipe("turn_rloo"), env=Coin, steps=1)[0]
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_step_that_was_lost_amid_leaves_no_mark_on_what_a_resumed_run_replays(
+    tmp_path, replayed, depth
+):
+    out, ill, how = tmp_path / "run", [], {**REPLAYED, "pipeline_depth": depth, "retries": 0}
+    config = config_of(out, **how, checkpoint_every=0, max_failed=0.0)
+    rows = train(config, model=fresh_long(), make_env=lambda: Coin(ill), recipe=recipe("turn_rloo"))
+    assert {next(rows)["step"] for _ in range(3 - depth)} == set(range(1, 4 - depth))
+    ill.append("from now on")  # if batches are in flight, one of those is not
+    with pytest.raises(TooManyLost):
+        list(rows)
+    ill.clear()
+    go(out, recipe("turn_rloo"), env=Coin, **how, max_failed=0.0, checkpoint_every=0, resume=True)
+    assert history(out) == history(replayed / str(depth))

@@ -12,6 +12,7 @@ from test_engine_training import run, tokens, training
 
 from turnwise.agents.engines.standin import served
 from turnwise.agents.engines.vllm_start import ServerUnfit
+from turnwise.agents.record import read_records
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.engines import NotAsleep
 from turnwise.trainers.learner import Learner, TrainingDiverged
@@ -48,6 +49,12 @@ class Told:
     @property
     def awake(self) -> bool:
         return not self.app.asleep and self.app.served.resumed.is_set()
+
+
+def tasks(out) -> dict[str, int]:
+    """Index of the task of every group, by the group's name."""
+    found = [record.episode for record in read_records(out / "episodes.jsonl")]
+    return {episode.group: episode.task.fields["index"] for episode in found}
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +174,17 @@ def test_a_server_that_does_not_sleep_ends_the_run_with_what_was_learnt_and_anot
     with served(Told()) as url:
         run(tmp_path / "run", url, engine_sleep=1, resume=True)
     assert tokens(tmp_path / "run") == tokens(embedded[0])
+
+
+def test_a_step_whose_server_did_not_sleep_chooses_the_same_prompts_again(tmp_path):
+    more = {"prompt_replay": 1.0, "steps": 3, "learning_rate": 1e-3}
+    run(tmp_path / "whole", "embedded", **more)
+    with served(Told({"/sleep": 1})) as url, pytest.raises(NotAsleep):
+        run(tmp_path / "run", url, engine_sleep=1, **more)
+    with served(Told()) as url:
+        rows = run(tmp_path / "run", url, engine_sleep=1, resume=True, **more)
+    assert rows[0]["step"] == 2 and rows[0]["replayed"] > 0
+    assert tasks(tmp_path / "run") == tasks(tmp_path / "whole")
 
 
 def test_a_server_that_says_that_it_is_awake_after_all_is_not_taken_at_its_200(tmp_path):

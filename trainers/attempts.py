@@ -139,6 +139,7 @@ class Attempts:
 
     def note(self, metrics: dict[str, float]) -> None:
         """Take the metrics of a whole step."""
+        self.prompts.settle()
         if self.coach is not None:
             self.coach.note(metrics)
 

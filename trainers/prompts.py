@@ -34,6 +34,8 @@ class Prompts:
         self.tasks, self.seed, self.replay = tasks, seed, replay
         self.half_solved: set[int] = set()
         """Indices of the tasks whose last attempts succeeded about half the time."""
+        self.settled: set[int] = set()
+        """Those of them after the last whole step, which is what is saved."""
         self.replayed = self.chosen = 0
         self.noted: dict[int, bool] = {}
         """Whether a task was half solved, for those tried since this was made or copied."""
@@ -42,6 +44,7 @@ class Prompts:
         """Return what goes on from here by itself."""
         other = copy.copy(self)
         other.half_solved, other.noted = set(self.half_solved), {}
+        other.settled = set(self.half_solved)
         other.replayed = other.chosen = 0
         return other
 
@@ -74,6 +77,10 @@ class Prompts:
                 half = self.noted[index] = HALF[0] <= rate <= HALF[1]
                 (self.half_solved.add if half else self.half_solved.discard)(index)
 
+    def settle(self) -> None:
+        """Take what was noted for good: the step that it is of is whole."""
+        self.settled = set(self.half_solved)
+
     def metrics(self) -> dict[str, float]:
         """Return the share of replayed tasks since the last call; nothing where there is none."""
         share = self.replayed / max(self.chosen, 1)
@@ -81,9 +88,10 @@ class Prompts:
         return {"replayed": share} if self.replay else {}
 
     def save(self, folder: Path) -> None:
-        """Write what a resumed run needs."""
-        (folder / "prompts.json").write_text(json.dumps(sorted(self.half_solved)))
+        """Write what a resumed run needs: it plays a step again that is not whole."""
+        (folder / "prompts.json").write_text(json.dumps(sorted(self.settled)))
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
         self.half_solved = set(json.loads((folder / "prompts.json").read_text()))
+        self.settle()
