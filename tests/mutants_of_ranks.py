@@ -29,8 +29,9 @@ RANKS = [
     (SHARDED, "                whole.copy_(part.full_tensor())\n",
      "                part.full_tensor()\n", THREE),
     # Batches in flight.
-    ("trainers/pacing", "except (EngineError, ranks.RankFailed)", "except ranks.RankFailed",
-     "pacing.py nobody_can_play"),
+    *(("trainers/pacing", "except (EngineError, ServerUnfit, ranks.RankFailed)",
+       f"except ({left}, ranks.RankFailed)", "pacing.py nobody_can_play")
+      for left in ("EngineError", "ServerUnfit")),
     ("trainers/attempts", "        self.settings, self.fast = other.settings, other.fast\n",
      "        self.settings, self.fast, self.policy = other.settings, other.fast, other.policy\n",
      "pacing.py does_not_hold"),

@@ -17,10 +17,10 @@ import httpx
 import pytest
 from servers import draw, engine_on, inside, small, standin
 
-from turnwise.agents.engines.base import GenRequest, Sampling, ScoreRequest
+from turnwise.agents.engines.base import GenRequest, Sampling, ScoreRequest, ServerUnfit
 from turnwise.agents.engines.client import ProtocolError, Server
 from turnwise.agents.engines.vllm_score import score
-from turnwise.agents.engines.vllm_start import Needs, ServerUnfit, examine
+from turnwise.agents.engines.vllm_start import Needs, examine
 from turnwise.agents.engines.vllm_weights import SavedWeights, four_phases, hot_lora, reload_folder
 from turnwise.agents.engines.vllm_wire import COMPLETIONS, GENERATE, output_of
 from turnwise.trainers.engines import own_logprobs

@@ -10,8 +10,8 @@ import torch
 from servers import Proxy, small, standin
 from test_engine_training import run, tokens, training
 
+from turnwise.agents.engines.base import ServerUnfit
 from turnwise.agents.engines.standin import served
-from turnwise.agents.engines.vllm_start import ServerUnfit
 from turnwise.agents.record import read_records
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.engines import NotAsleep

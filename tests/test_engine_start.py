@@ -12,9 +12,10 @@ import torch
 from fakes import Guess
 from servers import MAX_LEN, altered, draw, engine_on, inside, small, standin
 
+from turnwise.agents.engines.base import ServerUnfit
 from turnwise.agents.engines.standin import Settings, StandIn
 from turnwise.agents.engines.vllm import VllmEngine
-from turnwise.agents.engines.vllm_start import Needs, ServerUnfit, _margins
+from turnwise.agents.engines.vllm_start import Needs, _margins
 from turnwise.agents.engines.vllm_wire import GENERATE
 from turnwise.trainers.model import tiny_from_env
 

@@ -13,9 +13,10 @@ import torch
 from servers import altered, real_url, small, standin
 from toys import Walks
 
+from turnwise.agents.engines.base import ServerUnfit
 from turnwise.agents.engines.standin import served
 from turnwise.agents.engines.vllm import VllmEngine
-from turnwise.agents.engines.vllm_start import Needs, ServerUnfit
+from turnwise.agents.engines.vllm_start import Needs
 from turnwise.agents.engines.vllm_weights import SavedWeights
 from turnwise.agents.record import read_records
 from turnwise.trainers.config import TrainConfig

@@ -16,8 +16,9 @@ import torch
 from test_loop import config_of, fresh, history, run, same_weights
 from toys import Fault, Faulty, Walks, crash
 
-from turnwise.agents.engines.base import EngineError
+from turnwise.agents.engines.base import EngineError, ServerUnfit
 from turnwise.agents.record import read_records
+from turnwise.cli.failures import INFRASTRUCTURE, describe
 from turnwise.envs.types import Outcome, Stop
 from turnwise.trainers import players
 from turnwise.trainers.batch import rows_of
@@ -359,7 +360,10 @@ def test_a_rollout_that_hangs_is_given_up_and_its_groups_finish_short(tmp_path, 
     assert line in lost[0].error and "episode s1-2." in lost[0].error
 
 
-def test_where_nobody_can_play_in_place_of_what_hangs_the_last_whole_step_is_saved(tmp_path):
+@pytest.mark.parametrize(
+    "why", [EngineError("no server answers"), ServerUnfit("the server has another tokenizer")]
+)
+def test_where_nobody_can_play_in_place_of_what_hangs_the_last_whole_step_is_saved(tmp_path, why):
     gate, played, made = threading.Event(), [], []
 
     class Hanging(Faulty):
@@ -374,7 +378,7 @@ def test_where_nobody_can_play_in_place_of_what_hangs_the_last_whole_step_is_sav
     def ill(*args):
         made.append(1)
         if len(made) == 2:
-            raise EngineError("no server answers")
+            raise why
         return player_for(*args)
 
     player_for = players.player_for
@@ -383,8 +387,9 @@ def test_where_nobody_can_play_in_place_of_what_hangs_the_last_whole_step_is_sav
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(players, "player_for", ill)
-            with pytest.raises(WeightsNotTaken, match=r"no server answers; go on with --resume"):
+            with pytest.raises(WeightsNotTaken, match=f"{why}; go on with --resume") as raised:
                 run(tmp_path / "run", **settings)
+        assert describe(raised.value) == (INFRASTRUCTURE, str(raised.value))
         rows = run(tmp_path / "run", resume=True, **settings)
     finally:
         gate.set()

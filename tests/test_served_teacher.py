@@ -11,11 +11,10 @@ from servers import real_url, small
 from test_engine_training import give_back, run, tokens
 from test_teaching import episodes_of, parts
 
-from turnwise.agents.engines.base import ScoreRequest
+from turnwise.agents.engines.base import ScoreRequest, ServerUnfit
 from turnwise.agents.engines.standin import Settings as Served
 from turnwise.agents.engines.standin import StandIn
 from turnwise.agents.engines.standin import served as serving
-from turnwise.agents.engines.vllm_start import ServerUnfit
 from turnwise.agents.record import read_records
 from turnwise.trainers.batch import pack, totals_of
 from turnwise.trainers.engine_teacher import EngineTeacher

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from turnwise.agents.engines.base import EngineError
+from turnwise.agents.engines.base import EngineError, ServerUnfit
 from turnwise.envs.types import Episode, Group
 from turnwise.trainers import ranks
 from turnwise.trainers.attempts import Attempts
@@ -88,12 +88,12 @@ class Paced(Attempts):
         """Leave one to the thread that hangs with it.
 
         Raises:
-            WeightsNotTaken: no server answers another one; on all ranks.
+            WeightsNotTaken: no fit server answers another one; on all ranks.
         """
         self.players[number].close()
         try:
             self.players[number] = self.make_player(number)
-        except (EngineError, ranks.RankFailed) as error:
+        except (EngineError, ServerUnfit, ranks.RankFailed) as error:
             raise WeightsNotTaken(
                 f"a part of the batch hung, and nobody can play the next one: {error}; go on with "
                 "--resume"

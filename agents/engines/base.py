@@ -23,6 +23,10 @@ class EngineError(RuntimeError):
     """Whose requests are lost; None where all in flight are."""
 
 
+class ServerUnfit(ValueError):
+    """A server cannot be trained with as it is; the message says what to change."""
+
+
 class PromptTooLong(ValueError):
     """A request does not fit the engine's context, or is empty. Nothing was generated."""
 

@@ -18,6 +18,7 @@ from turnwise.agents.engines.base import (
     GenRequest,
     ScoreOutput,
     ScoreRequest,
+    ServerUnfit,
 )
 from turnwise.agents.engines.client import (
     ProtocolError,
@@ -28,7 +29,7 @@ from turnwise.agents.engines.client import (
 )
 from turnwise.agents.engines.replicas import Replica, Replicas
 from turnwise.agents.engines.vllm_score import score
-from turnwise.agents.engines.vllm_start import Needs, ServerUnfit, examine
+from turnwise.agents.engines.vllm_start import Needs, examine
 from turnwise.agents.engines.vllm_wire import PLAIN, Wire, output_of, version_name
 
 T = TypeVar("T")

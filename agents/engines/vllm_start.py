@@ -17,7 +17,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from turnwise.agents.engines.base import GenRequest, Sampling, ScoreOutput, ScoreRequest
+from turnwise.agents.engines.base import (
+    GenRequest,
+    Sampling,
+    ScoreOutput,
+    ScoreRequest,
+    ServerUnfit,
+)
 from turnwise.agents.engines.client import ProtocolError, Server, ServerRefused
 from turnwise.agents.engines.vllm_score import score
 from turnwise.agents.engines.vllm_sleep import sleeps_for_nothing
@@ -31,10 +37,6 @@ PROMPT = (1, 2, 3)
 COLD = 0.1
 """vLLM takes temperatures up to 2 only; the other way there is room."""
 PROBES = ("The cat sat.", " naïve 日本\n", '{"name": "look", "arguments": {"n": 12}}')
-
-
-class ServerUnfit(ValueError):
-    """The server cannot be trained with as it is; the message says what to change."""
 
 
 @dataclass(frozen=True)
