@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ from test_engine_training import run, tokens, training
 from turnwise.agents.engines.base import ServerUnfit
 from turnwise.agents.engines.standin import served
 from turnwise.agents.record import read_records
-from turnwise.trainers.config import TrainConfig
+from turnwise.trainers.config import TrainConfig, same_servers
 from turnwise.trainers.engines import NotAsleep
 from turnwise.trainers.learner import Learner, TrainingDiverged
 
@@ -137,11 +138,33 @@ def test_rounds_of_imitation_let_the_server_sleep_too(tmp_path, monkeypatch):
         ({"engine_sleep": 3}, "a level from 0 to 2, got 3"),
         ({"engine_sleep": 1, "engine": ""}, "name them with engine"),
         ({"engine_sleep": 1, "teacher": "http://b:1/v1"}, "serve the teacher elsewhere"),
+        ({"engine_sleep": 1, "teacher": "https://x:1,http://B:1/"}, "has http://b:1 asleep"),
     ],
 )
 def test_a_server_that_would_be_needed_asleep_is_refused_before_it_is_asked(given, why):
     with pytest.raises(ValueError, match=re.escape(why)):
         TrainConfig(**{"engine": "http://a:1,http://b:1", **given})
+
+
+ONE_SERVER = [
+    (
+        "http://127.0.0.1:8000",
+        "http://localhost:8000",
+        "http://LOCALHOST:8000/v1/",
+        "http://[::1]:8000",
+    ),
+    ("http://gpu", "http://GPU:80", "http://gpu/", "http://gpu./v1"),
+    ("https://gpu", "https://gpu:443/"),
+    ("http://gpu:1/policy", "http://gpu:1/policy/v1"),
+]
+
+
+@pytest.mark.parametrize("names", ONE_SERVER)
+def test_a_server_is_one_however_its_address_is_written_and_others_are_others(names):
+    others = [name for server in ONE_SERVER if server is not names for name in server]
+    for name, other in product(names, repeat=2):
+        assert same_servers(",".join([*others, name]), other) == [name]
+        assert not same_servers(name, "a/folder, http://gpu:x http://[::1 http://127.0.0.1:8001")
 
 
 def test_a_server_without_sleep_mode_is_refused_at_the_start_with_what_to_change(tmp_path):
