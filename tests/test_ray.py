@@ -20,7 +20,7 @@ from clusters import Told, need_ray, once_there, start_node
 from test_loop import config_of, fresh
 from toys import Walks
 
-from turnwise.agents.engines import standin
+from turnwise.agents.engines import standin, standin_sleep
 from turnwise.agents.record import read_records
 from turnwise.agents.rollout import jobs_for
 from turnwise.agents.watchdog import given_up
@@ -28,6 +28,7 @@ from turnwise.cli.failures import INFRASTRUCTURE, USAGE, describe
 from turnwise.envs.types import Outcome
 from turnwise.trainers import ray_rollouts
 from turnwise.trainers.config import TrainConfig
+from turnwise.trainers.learner import Learner
 from turnwise.trainers.loop import train
 from turnwise.trainers.model import save_model
 from turnwise.trainers.ray_attempts import RayPlayer
@@ -144,6 +145,33 @@ def test_workers_that_share_the_learners_servers_make_the_same_run(cluster, plai
         rows = run(over(cluster, tmp_path / "run", engine=url))
     assert_same((tmp_path / "run", rows), plain)
     assert max(row["engine_gap"] for row in rows) < 1e-4
+
+
+def test_servers_that_workers_share_sleep_while_the_learner_learns(
+    cluster, plain, tmp_path, monkeypatch
+):
+    model, tokenizer = fresh()
+    held = standin.Settings(max_model_len=model.config.max_position_embeddings)
+    app, asleep, asked = standin.StandIn(model, tokenizer, held), [], []
+
+    async def listening(scope, receive, send):
+        asked.append((scope.get("path"), bool(app.asleep)))
+        await app(scope, receive, send)
+
+    def improve(self, *given, whole=Learner.improve, **named):
+        asleep.append(set(app.asleep))
+        return whole(self, *given, **named)
+
+    monkeypatch.setattr(Learner, "improve", improve)
+    make_env = partial(Told, folder=str(tmp_path), ends=4, times=1)
+    with standin.served(listening) as url:
+        rows = run(over(cluster, tmp_path / "run", engine=url, engine_sleep=2), make_env)
+    assert_same((tmp_path / "run", rows), plain)
+    assert asleep == [standin_sleep.PARTS] * 2 * STEPS and not app.asleep
+    assert [path for path, _ in asked].count("/sleep") == STEPS
+    assert not {path for path, slept in asked if slept} & {"/version", "/v1/completions"}
+    assert (tmp_path / "end-0").exists(), "no worker died"
+    assert os.getpid() not in set.union(*told(tmp_path / "run", "process").values())
 
 
 @pytest.fixture(scope="module")
