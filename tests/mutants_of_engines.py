@@ -336,6 +336,12 @@ ENGINES = [
     # What an engine said, a part of the tokens at a time.
     ("trainers/teachers", "if not isinstance(teacher, Partly):", "if True:",
      "engine_teacher.py by_parts_and_few"),
+    ("trainers/engine_teacher", "if _is_whole(asked, output):", "if True:",
+     "masks_of_teaching.py likeliest_tokens"),
+    ("trainers/engine_teacher", "if len(outputs) != len(requests):", "if False:",
+     "masks_of_teaching.py whole_answer"),
+    ("trainers/engine_teacher", "[place - at[0] for place in at]",
+     "[max(place - at[0] - 1, 0) for place in at]", "masks_of_teaching.py a_server_says"),
     ("trainers/engine_teacher", "found_mV.masked_fill_(chosen_M[part, None].isnan(), torch.nan)",
      "found_mV", "engine_teacher.py does_not_fit"),
     ("trainers/engine_teacher", "            found_mV.scatter_(-1, packed.target_M[part, None],"

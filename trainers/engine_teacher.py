@@ -30,8 +30,9 @@ ENTRIES: dict[Column, float] = {"top": 1, "overlap": TOP, "reverse_kl": math.inf
 class EngineTeacher:
     """Scores rows by `Engine.score`, one request for all turns of an episode.
 
-    A row that does not fit the engine has no score. An `EngineError` is not caught: a teacher that
-    is gone ends the run, which goes on from its checkpoint.
+    A row that does not fit the engine has no score, nor has one of which it says more or less than
+    it was asked: whose scores those are is not known. An `EngineError` is not caught: a teacher
+    that is gone ends the run, which goes on from its checkpoint.
 
     Args:
         engine: of a model with the student's tokenizer.
@@ -114,7 +115,15 @@ class EngineTeacher:
                 places.append(mine)
                 requests.append(request)
                 offsets.append(inside)
-        yield from zip(places, self.engine.score(requests), offsets, strict=True)
+        outputs = self.engine.score(requests)
+        if len(outputs) != len(requests):
+            raise TeacherMismatch(
+                f"the teacher's engine was asked to score {len(requests)} sequences and answered "
+                f"{len(outputs)}: it must give one output for each, in their order"
+            )
+        for asked, mine, output, inside in zip(requests, places, outputs, offsets, strict=True):
+            if _is_whole(asked, output):
+                yield mine, output, inside
 
     def _require_temperature(self, request: ScoreRequest) -> None:
         if request.temperature != 1.0 and "score_temperature" not in self.engine.capabilities:
@@ -166,6 +175,13 @@ def _requests(
             request = ScoreRequest(ids, start=at[0], topk=topk, temperature=temperature or 1.0)
             yield [first + i for i in mine], request, [place - at[0] for place in at]
         first += len(row.trained)
+
+
+def _is_whole(request: ScoreRequest, output: ScoreOutput) -> bool:
+    """Whether an output has a row for each token that was to be scored."""
+    asked = len(request.token_ids) - request.start
+    likeliest = (output.topk_ids, output.topk_logprobs) if request.topk else ()
+    return all(len(column) == asked for column in (output.logprobs, *likeliest))
 
 
 def _many(entries: float) -> str:
