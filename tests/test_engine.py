@@ -89,6 +89,15 @@ def test_known_architectures_pass_their_proof_and_keep_a_cache(kind):
     assert isinstance(engine_of(model).cache, Slab)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_proof_leaves_every_part_in_its_own_mode(training):
+    model = qwen3().train(training)
+    model.model.layers[0].train(not training)  # as a wrapper may hold a part fixed
+    modes = [part.training for part in model.modules()]
+    functional.prove(model, functional.Decoder(model, 64))
+    assert [part.training for part in model.modules()] == modes
+
+
 def test_a_forward_pass_that_differs_is_found_out_and_not_used(monkeypatch):
     honest = functional._rotate
     monkeypatch.setattr(functional, "_rotate", lambda x, cos, sin: honest(x, cos, -sin))

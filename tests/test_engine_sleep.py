@@ -99,6 +99,19 @@ def test_servers_sleep_through_each_step_and_the_run_is_that_of_the_embedded_eng
     assert told.heard[first:][: 2 * len(woken)] == 2 * woken
 
 
+def test_the_trainer_gives_back_what_it_reserves_before_a_server_wakes(tmp_path, monkeypatch):
+    told = Told()
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: told.heard.append("gives back"))
+    with served(told) as url:
+        run(tmp_path / "run", url, engine_sleep=1)
+    slept = [n for n, path in enumerate(told.heard) if path.startswith("/sleep")]
+    assert len(slept) == 3
+    for n in slept[:-1]:
+        assert told.heard[n + 1 : n + 4] == [
+            *("/is_sleeping", "gives back", "/wake_up?tags=weights"),
+        ]
+
+
 def test_at_the_end_of_a_run_its_server_is_awake_and_holds_weights(tmp_path):
     told = Told()
     with served(told) as url:

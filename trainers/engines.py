@@ -265,8 +265,7 @@ def _asleep(engine: VllmEngine, level: int) -> None:
 
 def _bring_back(engine: VllmEngine, weights: Callable[[], SavedWeights], version: int) -> None:
     """Wake the servers with the learner's weights; before, all give back what is only reserved."""
-    if torch.cuda.is_available():
-        ranks.each(torch.cuda.empty_cache)
+    ranks.each(torch.cuda.empty_cache)  # where no GPU was touched it does nothing
     _bring(engine, weights, version)
 
 

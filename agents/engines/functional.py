@@ -207,10 +207,11 @@ def prove(model: nn.Module, decoder: Decoder, *, tolerance: float = 1e-4, tokens
     shape = (2, min(tokens, decoder.max_len))
     ids = torch.randint(weight.shape[0], shape, generator=generator).to(weight.device)
     slack = tolerance if weight.dtype == torch.float32 else 50 * tolerance
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     ours, theirs = full_causal(decoder, ids), model(input_ids=ids).logits.float()
-    model.train(training)
+    for module, training in modes:
+        module.training = training
     gap = (ours - theirs).abs().max().item()
     grad_gap = _gradient_gap(model, ours, theirs)
     if not (gap < slack * max(1.0, theirs.abs().max().item()) and grad_gap < 10 * slack):
