@@ -209,7 +209,10 @@ class Turn:
                 f"for {len(self.action_ids)} tokens"
             )
         if not all(map(math.isfinite, self.logprobs)):
-            raise ValueError("the sampler returned a non-finite logprob; the turn cannot be used")
+            raise ValueError(
+                "the sampler returned a non-finite logprob; the turn cannot be used: are the "
+                "weights of the model that acts finite?"
+            )
         if not math.isfinite(self.reward):
             raise ValueError(f"the reward of a turn must be finite, got {self.reward!r}")
         bounds = [0, *(end for _, _, end in self.versions)]

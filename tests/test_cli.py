@@ -190,6 +190,15 @@ MISTAKES = {
     "train --env nowhere:Env": "no module 'nowhere'",
     "train --group-size 1": "group_size must be at least 2",
     "train --env-kwargs '[]'": "must be a JSON object",
+    "train --learning-rate -1": "learning_rate must be above 0 to learn, got -1",
+    "train --learning-rate nan": "learning_rate must be a finite number, got nan",
+    "train --max-grad-norm 0": "max_grad_norm must be above 0 to learn, got 0",
+    "train --weight-decay -1": "weight_decay must be 0 or more, got -1",
+    "train --warmup-steps -5": "warmup_steps must be 0 or more, got -5",
+    "train --temperature nan": "temperature must be a finite number, got nan",
+    """train --recipe sod --recipe-options '{"delta": "x"}'""": "takes a number, got 'x'",
+    """train --recipe opd_then_rl --recipe-options '{"switch": 1.5}'""": "number or null, got 1.5",
+    "train --recipe grpo --teacher x": "recipe 'grpo' learns from no teacher, and teacher 'x'",
 }
 
 

@@ -450,9 +450,11 @@ def without_ways(out):
     return [{k: v for k, v in row.items() if k != "way_turns"} for row in rows]
 
 
-def test_a_curriculum_that_follows_an_expert_is_refused_where_there_is_none(tmp_path, master):
-    class Alone(Walks):
-        expert = property()
+@pytest.mark.parametrize("expert", [property(), None])
+def test_a_curriculum_that_follows_an_expert_is_refused_where_there_is_none(
+    tmp_path, master, expert
+):
+    Alone = type("Alone", (Walks,), {"expert": expert})
 
     with pytest.raises(NoExpert, match=r"Alone has no expert\(\).*tcod_f2b"):
         go(tmp_path / "run", recipe("tcod_b2f"), master, env=partial(Alone, length=6))

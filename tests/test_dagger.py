@@ -200,7 +200,7 @@ def test_a_recipe_that_needs_a_teacher_says_so_before_it_starts(tmp_path):
 
     with pytest.raises(NoTeacher, match="'dagger' needs a teacher, and Alone has no expert"):
         go(tmp_path / "run", env=Alone)
-    with pytest.raises(NoTeacher, match="distributions, and a server gives none: name a model"):
+    with pytest.raises(NoTeacher, match="and the environment's expert gives none: name a"):
         go(tmp_path / "run", recipe_options='{"white_box": true}')
     with pytest.raises(NoTeacher, match="'guided_opd' learns from a teacher: name one"):
         go(tmp_path / "run", "guided_opd")

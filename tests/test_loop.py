@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -361,13 +362,22 @@ def test_a_policy_that_runs_away_in_late_turns_alone_sets_off_an_alarm():
     assert alarms.check({**calm, "kl_late": 0.2}) == ["kl_late rose from 0.002 to 0.145"]
 
 
-def test_actions_that_are_cut_are_told_once_also_after_a_resume():
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("length_cut", "of the actions are cut at max_new_tokens; raise it"),
+        ("teacher_missing", "of the tokens have no finite score of the teacher"),
+        ("no_way", "of the attempts are played whole, as expert\\(\\) did not solve their task"),
+        ("prelude_ended", "of the attempts were over before the agent's first turn"),
+    ],
+)
+def test_what_most_of_a_batch_suffers_is_told_once_also_after_a_resume(name, what):
     bell = Alarms()
-    assert bell.check({"length_cut": 0.5}) == []
-    told = bell.check({"length_cut": 0.75})
-    assert told == ["75% of the actions are cut at max_new_tokens; raise it"]
+    assert bell.check({name: 0.5}) == []
+    (told,) = bell.check({name: 0.75})
+    assert re.match(f"75% {what}", told)
     bell.load_state_dict(json.loads(json.dumps(bell.state_dict())))
-    assert [bell.check({"length_cut": share}) for share in (0.9, 0.1, 0.8)] == [[]] * 3
+    assert [bell.check({name: share}) for share in (0.9, 0.1, 0.8)] == [[]] * 3
 
 
 def test_an_alarm_is_in_the_metrics_of_its_step(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,16 @@ def test_the_default_comes_first():
 def test_an_unknown_name_is_answered_with_the_nearest_or_all(wrong, hint):
     with pytest.raises(UnknownRecipe, match=hint):
         recipe(wrong)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_option_takes_its_own_default_and_no_text_for_another_kind(name):
+    options = inspect.signature(getattr(import_module(f"{package.__name__}.{name}"), name))
+    for option, how in options.parameters.items():
+        assert recipe(name, **{option: how.default}).name == recipe(name).name
+        with pytest.raises(ValueError, match=f"option '{option}' of recipe '{name}' takes .*'x'"):
+            recipe(name, **{option: "x"})
+    assert recipe("dapo", overlong=[8, 2])  # as JSON has it
 
 
 def test_grpo_normalises_by_the_groups_sample_deviation():

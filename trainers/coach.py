@@ -74,7 +74,9 @@ class Coach:
         Raises:
             NoExpert: the message names the environment.
         """
-        if self.curriculum(self.progress, task).left is not None and not hasattr(env, "expert"):
+        if self.curriculum(self.progress, task).left is not None and not callable(
+            getattr(env, "expert", None)
+        ):
             raise NoExpert(
                 f"the curriculum starts attempts on the expert's way, and {type(env).__name__} has "
                 "no expert(); write one, or take a curriculum that cuts, as tcod_f2b"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -188,6 +189,7 @@ class TrainConfig:
     """How long to wait for a first worker, and for new ones where all are lost."""
 
     def __post_init__(self) -> None:
+        self._require_numbers()
         if self.group_size < 2:
             raise ValueError(
                 f"group_size must be at least 2 to have a baseline, got {self.group_size}"
@@ -229,6 +231,18 @@ class TrainConfig:
     def has_servers(self) -> bool:
         """Whether servers sample, and not the trainer's own weights."""
         return self.engine not in ("", "embedded")
+
+    def _require_numbers(self) -> None:
+        """Refuse what is no number, and rates and limits that would teach nothing or the wrong."""
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
+        for name in ("learning_rate", "max_grad_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0 to learn, got {getattr(self, name):g}")
+        for name in ("weight_decay", "warmup_steps", "engine_tolerance"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name):g}")
 
     def _require_importance(self) -> None:
         if self.importance and self.importance not in IMPORTANCE:

@@ -119,8 +119,9 @@ class Rounds:
     def _teacher(self, env: Env) -> Teacher:
         if self.how.direct is not None and self.scorer is None:
             raise NoTeacher(
-                f"recipe {self.recipe.name!r} learns from a teacher's distributions, and a server "
-                "gives none: name a model with --teacher FOLDER, or leave its direct loss out"
+                f"recipe {self.recipe.name!r} learns from a teacher's distributions, and "
+                f"{self._without_distributions()} gives none: name a model with --teacher FOLDER, "
+                "or leave its direct loss out"
             )
         if self.how.teacher is not None:
             return self.how.teacher(self.trainee.renderer)
@@ -141,6 +142,9 @@ class Rounds:
                 "expert(): name a model with --teacher FOLDER"
             )
         return TextTeacher(expert, renderer=self.trainee.renderer)
+
+    def _without_distributions(self) -> str:
+        return "a server" if self.config.teacher else "the environment's expert"
 
     def _black_box(self, env: Env) -> Teacher:
         """Return the teacher behind a server that answers in text alone."""

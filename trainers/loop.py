@@ -40,7 +40,7 @@ from turnwise.trainers.run_folder import RunFolder, refuse_used
 from turnwise.trainers.shared_folder import SharedFolder, open_folder
 from turnwise.trainers.trainee import Trainee
 from turnwise.trainers.turns import turn_table
-from turnwise.trainers.tutor import Tutor, tutor_for
+from turnwise.trainers.tutor import Tutor, require_used, tutor_for
 from turnwise.trainers.watch import (
     Alarms,
     TooManyLost,
@@ -144,6 +144,7 @@ class _Run:
         parts: ExitStack,
     ) -> None:
         config, recipe = self.config, self.recipe
+        require_used(recipe, config.teacher)
         # Before a server is given weights.
         ranks.on_main(lambda: refuse_used(config.out, config.to_json(), resume=config.resume))
         env = parts.enter_context(closing(make_env()))

@@ -34,6 +34,10 @@ class NoTeacher(ValueError):
     """The recipe learns from a teacher, and the run names none."""
 
 
+class UnusedTeacher(ValueError):
+    """The run names a teacher, and the recipe asks none."""
+
+
 class Tutor:
     """Teaches every batch of a run.
 
@@ -156,6 +160,22 @@ def tutor_for(
     require_same_vocabulary(tokenizer, theirs)
     model = model.to(learner.accelerator.device)
     return Tutor(how, frozen(model, learner.max_len), steps, renderer)
+
+
+def require_used(recipe: Recipe, teacher: str) -> None:
+    """Refuse a teacher that a run names and its recipe never asks.
+
+    Raises:
+        UnusedTeacher: it learns from none, or makes its own.
+    """
+    how = recipe.distillation
+    asked = recipe.imitation is not None if how is None else how.source is None
+    if teacher and not asked:
+        why = "learns from no teacher" if how is None else "makes its teacher of the student"
+        raise UnusedTeacher(
+            f"recipe {recipe.name!r} {why}, and teacher {teacher!r} is named: leave --teacher out, "
+            "or take a --recipe that distils, as opd or sod"
+        )
 
 
 def require_temperature(temperature: float) -> None:

@@ -111,7 +111,24 @@ class Alarms:
     history: dict[str, list[float]] = field(default_factory=dict)
 
     FALLS: ClassVar = {"calls": 0.5, "turns": 0.34, "entropy": 0.1, "reward": 0.5}
-    LIMITS: ClassVar = {"length_cut": (0.5, "of the actions are cut at max_new_tokens; raise it")}
+    LIMITS: ClassVar = {
+        "length_cut": (0.5, "of the actions are cut at max_new_tokens; raise it"),
+        "teacher_missing": (
+            0.5,
+            "of the tokens have no finite score of the teacher, which has no say in them: are its "
+            "weights finite, and does it take sequences as long?",
+        ),
+        "no_way": (
+            0.5,
+            "of the attempts are played whole, as expert() did not solve their task; --debug says "
+            "where it failed",
+        ),
+        "prelude_ended": (
+            0.5,
+            "of the attempts were over before the agent's first turn and teach nothing; `turnwise "
+            "check` tries whether the environment follows from task, seed and actions",
+        ),
+    }
     RISES: ClassVar = {"action_tokens": 2.0, "errors": 4.0, "reference_kl": 50.0, "kl_late": 10.0}
 
     def check(self, metrics: dict[str, float]) -> list[str]:

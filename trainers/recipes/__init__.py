@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from turnwise.trainers.recipe import Recipe
 
@@ -37,6 +40,17 @@ NAMES = (
 """Every method, the default first; `turnwise.trainers.recipes.<name>` is its file."""
 
 
+WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list",
+    Callable: "a function",
+    type(None): "null",
+}
+"""How a kind of option is called, as JSON has it."""
+
+
 class UnknownRecipe(ValueError):
     """Raised when no recipe has the name that was asked for."""
 
@@ -49,6 +63,7 @@ def recipe(name: str, **options: Any) -> Recipe:
 
     Raises:
         UnknownRecipe: there is none, or it has no such option; the message has the nearest name.
+        ValueError: an option is of another kind, as a text for a number.
     """
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1)
@@ -63,7 +78,31 @@ def recipe(name: str, **options: Any) -> Recipe:
         raise UnknownRecipe(
             f"recipe {name!r} has no option {option!r}; there are: {', '.join(known)}"
         )
+    _require_kinds(name, options, get_type_hints(make))
     return make(**options)
+
+
+def _require_kinds(name: str, options: dict[str, Any], kinds: dict[str, Any]) -> None:
+    """Refuse a text where a number belongs, before some piece fails to count with it."""
+    for option, value in options.items():
+        allowed = _kinds_of(kinds[option])
+        if not any(_is_a(value, kind) for kind in allowed):
+            said = " or ".join(WORDS.get(kind, kind.__name__) for kind in allowed)
+            raise ValueError(f"option {option!r} of recipe {name!r} takes {said}, got {value!r}")
+
+
+def _kinds_of(hint: Any) -> list[Any]:
+    """Return the classes that a type hint is made of, without what they hold."""
+    each = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return [get_origin(kind) or kind for kind in each]
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    if kind is tuple:
+        return isinstance(value, (tuple, list))  # as JSON has it
+    if isinstance(value, bool) or kind not in (int, float):
+        return isinstance(value, kind)
+    return isinstance(value, Integral if kind is int else Real)
 
 
 def recipes() -> list[Recipe]:
