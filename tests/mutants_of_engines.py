@@ -282,7 +282,7 @@ ENGINES = [
        "        if False:\n            raise", "engine_sleep.py would_be_needed")
       for guard in ('self.engine_sleep > 1 and self.engine_sync == "lora"', "self.pipeline_depth",
                     "both := same_servers(self.engine, self.teacher)")),
-    *(("trainers/config", there, instead, "engine_sleep.py however_its_address")
+    *(("trainers/addresses", there, instead, "engine_sleep.py however_its_address")
       for there, instead in (('parts.path.rstrip("/").removesuffix("/v1")', "parts.path"),
                              ("parts.port or PORTS.get(parts.scheme)", "parts.port"),
                              ('"localhost" if host in LOOPBACK else host', "host"))),

@@ -14,7 +14,8 @@ from test_engine_training import run, tokens, training
 from turnwise.agents.engines.base import ServerUnfit
 from turnwise.agents.engines.standin import served
 from turnwise.agents.record import read_records
-from turnwise.trainers.config import TrainConfig, same_servers
+from turnwise.trainers.addresses import same_servers
+from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.engines import NotAsleep
 from turnwise.trainers.learner import Learner, TrainingDiverged
 

@@ -8,9 +8,9 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from turnwise.agents.renderer import checked_recall
+from turnwise.trainers.addresses import addresses_in, same_servers
 from turnwise.trainers.recipe import Recipe, mixed_rewards
 from turnwise.trainers.surrogates import Importance, token_mask, truncated, uncorrected, veto
 
@@ -21,39 +21,6 @@ IMPORTANCE: dict[str, Importance] = {
     "veto": veto(),
 }
 """Corrections that a configuration can name; a recipe may have any other."""
-
-
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})
-"""Hosts by which this machine is named from within."""
-PORTS = {"http": 80, "https": 443}
-
-
-def is_address(name: str) -> bool:
-    """Whether a model is named by the address of a server that holds it."""
-    return name.startswith(("http://", "https://"))
-
-
-def addresses_in(engine: str) -> list[str]:
-    """Return the addresses of an `engine`, which has commas between them."""
-    return engine.replace(",", " ").split()
-
-
-def same_servers(one: str, other: str) -> list[str]:
-    """Return the addresses in `one` of servers that are in `other`, too, however it is written."""
-    theirs = {_server_at(address) for address in addresses_in(other)}
-    return [address for address in addresses_in(one) if _server_at(address) in theirs]
-
-
-def _server_at(address: str) -> tuple[str, int | None, str]:
-    """Return host, port and path: equal for what surely is one server."""
-    try:
-        parts = urlsplit(address)
-        port = parts.port or PORTS.get(parts.scheme)
-    except ValueError:  # no address; who asks it says so
-        return address, None, ""
-    host = (parts.hostname or "").rstrip(".")
-    path = parts.path.rstrip("/").removesuffix("/v1")
-    return "localhost" if host in LOOPBACK else host, port, path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,9 @@ from turnwise.envs.formats.hermes import HERMES
 from turnwise.envs.seeds import derive
 from turnwise.envs.types import Episode, Group
 from turnwise.trainers import ranks
+from turnwise.trainers.addresses import is_address
 from turnwise.trainers.batch import rows_of
-from turnwise.trainers.config import TrainConfig, is_address
+from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.dagger import Lessons, lessons
 from turnwise.trainers.engines import served
 from turnwise.trainers.imitation import Imitation

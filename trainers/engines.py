@@ -23,7 +23,8 @@ from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.engines.functional import base_model
 from turnwise.envs.names import hint
 from turnwise.trainers import ranks
-from turnwise.trainers.config import TrainConfig, addresses_in
+from turnwise.trainers.addresses import addresses_in
+from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.model import quiet, save_model
 

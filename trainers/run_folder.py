@@ -20,7 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from turnwise.agents.record import Position, RecordWriter
-from turnwise.trainers.config import is_address
+from turnwise.trainers.addresses import is_address
 
 KEEP = 2
 MAY_CHANGE = frozenset(

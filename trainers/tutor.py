@@ -15,8 +15,9 @@ from turnwise.agents.engines.base import Engine
 from turnwise.agents.engines.functional import base_model
 from turnwise.agents.renderer import Renderer
 from turnwise.envs.types import Episode
+from turnwise.trainers.addresses import is_address
 from turnwise.trainers.batch import Row
-from turnwise.trainers.config import TrainConfig, is_address
+from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.contexts import with_context
 from turnwise.trainers.distillation import Distillation
 from turnwise.trainers.engine_teacher import EngineTeacher, likeliest
