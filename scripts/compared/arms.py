@@ -76,6 +76,8 @@ CREDIT_PAIRS = (("turn_rloo", "GRPO"), ("GiGPO", "GRPO"), ("HGPO", "GRPO"))
 
 GRPO = Arm(name="GRPO", method="grpo", change=anchored)
 TURN_RLOO = Arm(name="turn_rloo", method="turn_rloo", options={"history_turns": 0})
+HISTORIES = Arm(name="turn_rloo, histories", method="turn_rloo")
+"""As the recipe stands: turns that share a history are compared with each other first."""
 CREDIT = (
     GRPO,
     TURN_RLOO,

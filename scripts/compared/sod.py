@@ -31,12 +31,12 @@ EXPERIMENTS = (
         title="SOD reversed: the teacher knows the failures",
         claim="Do the weights hurt where the teacher is right after failures, too?",
         finding="Yes, a little. SOD is below OPD in success and progress, and in progress below "
-        "OPD + GRPO and below both its controls, whose mean weight is the same: what the "
-        "weights (.4 on the path, .3 after a failure) take away there was worth learning, and "
-        "uniform or shuffled ones take away less of it. It is level with GRPO alone: again the "
-        "teacher adds nothing under these weights, while without them it adds .09 (OPD) of "
-        "success. So SOD's weights pay for themselves where the teacher has no support, and "
-        "cost something where it has. At one dev seed SOD's two lower rates tie (.43).",
+        "OPD + GRPO and below both its controls, which have its rate and its mean weight: what "
+        "the weights (.4 on the path, .3 after a failure) take away there was worth learning, "
+        "and uniform or shuffled ones take away less of it. It is level with GRPO alone: again "
+        "the teacher adds nothing under these weights, while without them it adds .09 (OPD, at "
+        "its own rate of 1e-3). So SOD's weights pay for themselves where the teacher has no "
+        "support, and cost something where it has.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},

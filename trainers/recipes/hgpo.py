@@ -9,8 +9,7 @@
 The released code renormalises over levels whose advantage is not 0, so that whether a level counts
 depends on the own return; here it counts where at least two trajectories meet.
 
-Measured where progress is paid turn by turn (docs/results.md): above GRPO in progress, level with
-it in success.
+Measured where progress is paid turn by turn (docs/results.md): level with GRPO.
 """
 
 from __future__ import annotations
@@ -46,8 +45,7 @@ def hgpo(
         source="arXiv:2602.22817",
         status="Renormalised over levels that hold two trajectories, not over nonzero advantages; "
         "floor under the standard deviation. Measured where progress is paid turn by turn "
-        "(docs/results.md): above GRPO in progress, and higher in success on every seed, though "
-        "not told from it there.",
+        "(docs/results.md): a little higher than GRPO, and not told from it.",
         credit=by_levels(*levels, combine=renormalise),
         history=history_turns,
         surrogate=ppo(0.2, 0.2),

@@ -53,8 +53,8 @@ def tcod_f2b(
         source="arXiv:2604.24005 eq. 3-4; ALFWorld's settings in kokolerk/TCOD",
         status="Reverse KL as in the code, not KL(T || pi) as in the paper; one row per episode, "
         "none from older steps; the clip of the log-ratio is ours. Measured (docs/results.md, 12 "
-        "stages): with a teacher that knows the ways back, level with OPD at one rate; with one "
-        "that does not, above it, if the whole task is reached after a fifth of the budget and "
+        "stages): with a teacher that knows the ways back, level with OPD; with one that "
+        "does not, above it, if the whole task is reached after a fifth of the budget and "
         "not after a tenth. OPD with a turn limit just above the expert's length did as much and "
         "is what to try first.",
         curriculum=f2b(paced(every, drift, success, window), most, start),
