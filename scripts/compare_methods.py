@@ -1,11 +1,14 @@
-"""Which method helps in which regime: every comparison of docs/results.md, from nothing.
+"""Which method helps in which regime: every comparison of docs/results.md.
 
     python scripts/compare_methods.py                  all of it; goes on where it was stopped
     python scripts/compare_methods.py --only tcod_phased sod_clean --seeds 3 --budget 0.5
     python scripts/compare_methods.py --page-only      docs/results.md again, from docs/results
 
-Tiny transformers and their larger teachers are made on the spot; nothing is downloaded. Every run
-is cached by a hash of its settings in `--out`.
+    python scripts/compare_methods.py --results runs/again --page runs/again.md    from nothing
+
+Tiny transformers and their larger teachers are made on the spot; nothing is downloaded. A run is
+not made again if its row, by the hash of its settings, is in `--results`, or its file in `--out`.
+The hash knows nothing of the code: after a change of what methods do, begin from nothing.
 """
 
 from dataclasses import dataclass

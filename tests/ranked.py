@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from toys import Walks
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from turnwise.agents.record import read_records
 from turnwise.agents.renderer import Renderer
@@ -46,6 +47,7 @@ RUNS = {
     "dropped": {**LOPSIDED, "recipe": "dapo", "tasks_per_step": 4},
     "one_group": {**LOPSIDED, "tasks_per_step": 1, "group_size": 8},
     "adapters": {**PLAIN, **ADAPTERS, "steps": 2},
+    "other": {**PLAIN, "model": "other", "recipe": "sod", "teacher": "teacher", "steps": 2},
     "dagger": {**PLAIN, "recipe": "dagger", "steps": 2},
     "all_on": {**PLAIN, **ALL_ON, "steps": 2},
     **dict.fromkeys(("longer", "killed", "from_one", "from_shards", "from_two"), PLAIN),
@@ -100,6 +102,12 @@ def models(folder: Path) -> None:
         model, tokenizer = tiny_from_env(Walks, tasks=10, max_len=128, seed=seed, **TINY)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    sized = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}
+    still = {f"{part}_pdrop": 0.0 for part in ("resid", "embd", "attn")}
+    ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = GPT2Config(vocab_size=len(tokenizer), **sized, **still, **ends)
+    GPT2LMHeadModel(config).save_pretrained(folder / "other")
+    tokenizer.save_pretrained(folder / "other")
 
 
 def settings(folder: Path, name: str, **more) -> dict:

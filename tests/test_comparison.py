@@ -219,6 +219,17 @@ def test_a_run_whose_row_is_kept_is_not_made_again_where_its_file_is_gone(
         run_suite([another], replace(done, out=tmp_path, results=compact.parent))
 
 
+def test_a_part_of_the_seeds_leaves_the_rows_of_the_others(done, tmp_path):
+    compact = tmp_path / "small.json"
+    shutil.copy(done.results / "small.json", compact)
+    before = json.loads(compact.read_text())
+    for seeds in ((1,), (0,), (0, 1)):
+        run_suite([SMALL], replace(done, results=tmp_path, seeds=seeds))
+        after = json.loads(compact.read_text())
+        assert sorted(map(str, after["rows"])) == sorted(map(str, before["rows"]))
+    assert after == before
+
+
 def test_rows_that_are_kept_and_began_elsewhere_are_not_set_beside_new_ones(done, tmp_path):
     compact = tmp_path / "small.json"
     found = json.loads((done.results / "small.json").read_text())

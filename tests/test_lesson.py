@@ -22,6 +22,7 @@ from turnwise.trainers.lesson import (
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.run_folder import RunFolderError
 from turnwise.trainers.stages import PlanChanged
+from turnwise.trainers.tutor import UnusedTeacher
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 BRIEF = replace(CRAFT_SFT, demos=16, steps=2, batch=4, check_every=2, check_tasks=2)
@@ -132,6 +133,12 @@ def test_another_environment_alone_has_no_arguments_of_the_scripts_own(name):
     assert sokoban.env_kwargs == "{}" and sokoban.make_env().tasks("train")
     named = asked(own, tyro.cli, ["--env", "turnwise/Sokoban-v1", "--env-kwargs", own.env_kwargs])
     assert named.env_kwargs == own.env_kwargs
+
+
+def test_a_teacher_that_the_method_never_asks_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(UnusedTeacher, match="'grpo' learns from no teacher, and teacher 'x'"):
+        run_lesson(lesson(tmp_path / "run", "grpo", teacher="x"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_dagger_measures_goes_on_and_has_floors_like_the_others(tmp_path):

@@ -474,6 +474,13 @@ def test_an_impossible_config_is_refused_by_name(bad, why):
         config_of("nowhere", **bad)
 
 
+def test_only_the_length_of_a_gradient_may_have_no_end():
+    assert config_of("nowhere", max_grad_norm=math.inf)
+    for name in ("learning_rate", "temperature", "weight_decay"):
+        with pytest.raises(ValueError, match=f"{name} must be a finite number, got inf"):
+            config_of("nowhere", **{name: math.inf})
+
+
 @pytest.mark.parametrize(
     ("bad", "error", "why"),
     [

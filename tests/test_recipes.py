@@ -90,6 +90,9 @@ def test_each_option_takes_its_own_default_and_no_text_for_another_kind(name):
         assert recipe(name, **{option: how.default}).name == recipe(name).name
         with pytest.raises(ValueError, match=f"option '{option}' of recipe '{name}' takes .*'x'"):
             recipe(name, **{option: "x"})
+        if type(how.default) in (int, float):
+            with pytest.raises(ValueError, match=r"number.*, got True"):
+                recipe(name, **{option: True})
     assert recipe("dapo", overlong=[8, 2])  # as JSON has it
 
 

@@ -73,7 +73,7 @@ class TrainConfig:
     """Share of the steps after which the learning rate falls linearly to a tenth."""
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    """A longer gradient is scaled down to this."""
+    """A longer gradient is scaled down to this; inf scales none."""
     temperature: float = 1.0
     """Of sampling."""
     max_new_tokens: int = 64
@@ -202,7 +202,8 @@ class TrainConfig:
     def _require_numbers(self) -> None:
         """Refuse what is no number, and rates and limits that would teach nothing or the wrong."""
         for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
+            endless = value == math.inf and name == "max_grad_norm"  # no clipping
+            if isinstance(value, float) and not math.isfinite(value) and not endless:
                 raise ValueError(f"{name} must be a finite number, got {value}")
         for name in ("learning_rate", "max_grad_norm"):
             if getattr(self, name) <= 0:

@@ -32,6 +32,7 @@ from turnwise.trainers.pipeline import WarmUp, measure, plan_to_json, summary_of
 from turnwise.trainers.progress import Progress
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.stages import Stage
+from turnwise.trainers.tutor import require_used
 
 INTERRUPTED = 130
 TEACHER: dict[str, Any] = {"hidden": 128, "layers": 3, "ffn": 256}
@@ -128,6 +129,7 @@ def run_lesson(lesson: Lesson) -> int:
     torch.set_num_threads(lesson.train.threads)
     console, name = Console(), lesson.train.recipe
     method = recipe(name, **lesson.train.options_of_recipe())
+    require_used(method, lesson.teacher)
     taught = method.distillation is not None and method.distillation.source is None
     console.print(f"{name} on {lesson.env} {lesson.env_kwargs}; everything goes to {lesson.out}")
     student = lesson.student or imitation(lesson, "student", lesson.student_sft, console).made(

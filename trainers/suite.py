@@ -105,14 +105,22 @@ class _Comparison:
         found["dev"] = tried
         rows: list[Row] = []
         for seed in suite.seeds:
-            test = [
-                Job(experiment=about, arm=arm, seed=seed, rate=rates[arm.name])
-                for arm in about.arms
-            ]
-            of_seed = self._run(test, _compact)
+            of_seed = self._run(self._tests(seed, rates), _compact)
             _same_start(about, of_seed)
             rows += of_seed
-            self._keep({**found, "rows": rows})
+            self._keep({**found, "rows": [*rows, *self._others(rows, rates)]})
+
+    def _tests(self, seed: int, rates: Mapping[str, float]) -> list[Job]:
+        arms = self.about.arms
+        return [
+            Job(experiment=self.about, arm=arm, seed=seed, rate=rates[arm.name]) for arm in arms
+        ]
+
+    def _others(self, rows: Sequence[Row], rates: Mapping[str, float]) -> list[Row]:
+        """Return the rows of seeds that are not run now, or not yet: none is lost."""
+        known = {row["seed"] for row in self.kept.values() if "curve" in row}
+        seeds = sorted(known - {row["seed"] for row in rows})
+        return self._rows([job for seed in seeds for job in self._tests(seed, rates)])
 
     def _keep(self, found: Mapping[str, Any]) -> None:
         """Write what is known; a line per run."""
@@ -145,7 +153,12 @@ class _Comparison:
             for job, found in zip(missing, results, strict=True)
             if found
         }
-        return [{**self.kept[job.key], "arm": job.arm.name} for job in jobs if job.key in self.kept]
+        return self._rows(jobs)
+
+    def _rows(self, jobs: Sequence[Job]) -> list[Row]:
+        """Return what is known of these jobs."""
+        known = [job for job in jobs if job.key in self.kept]
+        return [{**self.kept[job.key], "arm": job.arm.name} for job in known]
 
     def _once(self, names: Iterable[Any]) -> list[tuple[Any, ...]]:
         """Return the calls that make a model for each of the names, but for the empty one."""

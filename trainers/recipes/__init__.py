@@ -100,9 +100,10 @@ def _kinds_of(hint: Any) -> list[Any]:
 def _is_a(value: object, kind: Any) -> bool:
     if kind is tuple:
         return isinstance(value, (tuple, list))  # as JSON has it
-    if isinstance(value, bool) or kind not in (int, float):
+    if kind not in (int, float):
         return isinstance(value, kind)
-    return isinstance(value, Integral if kind is int else Real)
+    number = isinstance(value, Integral if kind is int else Real)
+    return number and not isinstance(value, bool)
 
 
 def recipes() -> list[Recipe]:

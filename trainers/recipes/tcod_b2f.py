@@ -50,7 +50,7 @@ def tcod_b2f(
         "Measured with slack 1 (docs/results.md): with a teacher that does not know the ways back "
         "above OPD in progress, and solves two thirds of the tasks on three seeds of six, next to "
         "nothing on the others; OPD with a turn limit just above the expert's length does as "
-        "much. With a teacher that does, all three are level.",
+        "much. With a teacher that does, both are level with OPD.",
         curriculum=b2f(paced(every, drift, success, window), slack),
     )
 
