@@ -560,7 +560,8 @@ def test_an_interrupted_lesson_resumes_bit_for_bit(tmp_path, master, kind):
     method = own_average() if kind == "average" else recipe("opd_then_rl", patience=2)
 
     def part(out, **more):
-        config = config_of(out, teacher=str(master), **more)
+        named = str(master) if kind == "frozen" else ""
+        config = config_of(out, teacher=named, **more)
         return list(train(config, model=fresh(), make_env=Walks, recipe=method))
 
     part(tmp_path / "whole")
