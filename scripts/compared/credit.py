@@ -14,9 +14,9 @@ EXPERIMENTS = (
         claim="Does credit by the turn beat GRPO's by the trajectory, where turns are paid?",
         finding="All rise well above their start, and none is told from GRPO, in success, "
         "progress or area: HGPO and GiGPO end .03 higher, turn_rloo .01 and turn_rloo with the "
-        "histories of the recipe .05 lower. So credit by the turn brings nothing here that can "
-        "be seen at this size. An earlier run on another machine had HGPO above GRPO in "
-        "progress by .035; here it is .01, and level.",
+        "histories of the recipe .05 lower (at its own rate, 3e-4; all others have 1e-3). So "
+        "credit by the turn brings nothing here that can be seen at this size. An earlier run "
+        "on another machine had HGPO above GRPO in progress by .035; here it is .01, and level.",
         env=SLIPPING,
         beginning=BEGINNER,
         arms=(*CREDIT, HISTORIES),

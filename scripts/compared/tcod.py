@@ -52,10 +52,11 @@ EXPERIMENTS = (
         claim="Does the curriculum help a student whose teacher is never off its support?",
         finding="No: where the teacher is right off the path, too, F2B, B2F and a tight turn "
         "limit are level with OPD in success, progress and area; all but the constant cut, "
-        "which never shows the last third, rise to about .5 or .7 from .05. Both dev seeds "
-        "together gave all of them one rate. With the first of them alone, OPD's came out "
-        "lower, it ended at .29, and F2B, B2F and the limit were all above it: an earlier page "
-        "took that for the curriculum's doing, and most of it was the rate.",
+        "which never shows the last third, rise to .5 to .7 from .05. Two dev seeds gave all of "
+        "them one rate, 1e-3. By the first of them alone OPD, B2F and the limit (with OPD's) "
+        "had 3e-4: there OPD ended at .29, and B2F (.54) and the limit (.48) were above it, as "
+        "was F2B at 1e-3 (.64). So an earlier page's gain of F2B was its rate; at a rate too "
+        "low to arrive, not to play on where one is lost helps.",
         env=PHASED,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},

@@ -51,8 +51,9 @@ def sod(
         "never seen the tools fail it doubles what the student solves, where OPD with or without "
         "GRPO, and the same weights made uniform or dealt at random, lose all of it; it is level "
         "with GRPO alone: it takes the harm away and adds nothing. With a teacher that knows the "
-        "failures it is below OPD, and in progress below OPD + GRPO and its own weights made "
-        "uniform or dealt at random: the weights fall on whatever is not learnt yet, too.",
+        "failures it is at one rate level with OPD and, in progress alone, .02 below OPD + GRPO "
+        "and its own weights made uniform or dealt at random: the weights fall on whatever is not "
+        "learnt yet, too.",
         credit=grpo().credit if reward else no_credit,
         distillation=Distillation(
             signal=clipped(reverse_kl, limit),
