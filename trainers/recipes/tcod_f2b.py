@@ -56,7 +56,8 @@ def tcod_f2b(
         "stages): with a teacher that knows the ways back, level with OPD; with one that "
         "does not, above it, if the whole task is reached after a fifth of the budget and "
         "not after a tenth. OPD with a turn limit just above the expert's length did as much and "
-        "is what to try first.",
+        "is what to try first. Where all stages are one skill it has twice OPD's area under "
+        "success, and is level with it at the end.",
         curriculum=f2b(paced(every, drift, success, window), most, start),
     )
 
