@@ -91,9 +91,9 @@ EXPERIMENTS = (
         finding="It helps to get there sooner: F2B has twice OPD's area under success (.54 "
         "against .25), above it at OPD's rate for OPD and at its own. In success at the end it "
         "is level with OPD at either rate (.87 against .66 and .73): F2B ends at .8 to .9 in "
-        "every seed, OPD in four or five of six. A tight turn limit is level with both; it has "
-        "failed in one seed and half failed in another. The constant cut is below OPD. OPD's "
-        "and the limit's rate, 3e-3, is the highest of the grid.",
+        "every seed, OPD in three of six, at either rate. A tight turn limit is level with "
+        "both; it has failed in one seed and half failed in another. The constant cut is below "
+        "OPD. OPD's and the limit's rate, 3e-3, is the highest of the grid.",
         env=LONG,
         beginning=replace(SHELTERED, env={"stages": 8, "turns": 16}),
         teachers={"clean": CLEAN_STATIONARY},
