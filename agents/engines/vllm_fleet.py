@@ -61,7 +61,9 @@ class Fleet:
         self.wire, self.shaping, self.drawing_s = wire, dict(shaping), drawing_s
         self.exact = all(PLAIN.get(name) == value for name, value in self.shaping.items())
         self.model, self.max_len = "", 0
-        self.version, self.synced = 0, False
+        self.version = 0
+        self.synced = False
+        """Whether weights were brought; until then a server holds those of its start."""
         self.asking = 0
         """Requests that a server is working on."""
         self.gate = asyncio.Event()

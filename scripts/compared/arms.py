@@ -197,3 +197,14 @@ def dagger_pairs(labels: int) -> tuple[tuple[str, str], ...]:
 
 TCOD, TCOD_ROBUST = arms_of_tcod("clean"), arms_of_tcod("robust")
 SOD, SOD_ROBUST = arms_of_sod("clean"), arms_of_sod("robust")
+PIPELINE_PAIRS = (
+    *((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "OPD + GRPO", "bridge")),
+    (PIPELINE, "bridge, turn_rloo"),
+    ("bridge, turn_rloo", "bridge"),
+)
+
+
+def pipeline_and_rivals(teacher: str) -> tuple[Arm, ...]:
+    """Return the pipeline, its parts alone, it without its middle, and OPD with the reward."""
+    paid = arms_of_sod(teacher)["OPD + GRPO"]
+    return *pipeline(teacher), bridge(teacher), without_opd(teacher), paid

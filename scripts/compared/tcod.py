@@ -89,11 +89,11 @@ EXPERIMENTS = (
         title="TCOD: 12 stages of one kind, a clean teacher",
         claim="The same where early and late skills are one skill.",
         finding="It helps to get there sooner: F2B has twice OPD's area under success (.54 "
-        "against .25), above it at OPD's rate for OPD and at its own. In success at the end it "
+        "against .25), above it whether OPD has its own rate or F2B's. In success at the end it "
         "is level with OPD at either rate (.87 against .66 and .73): F2B ends at .8 to .9 in "
         "every seed, OPD in three of six, at either rate. A tight turn limit is level with "
-        "both; it has failed in one seed and half failed in another. The constant cut is below "
-        "OPD. OPD's and the limit's rate, 3e-3, is the highest of the grid.",
+        "both; it fails in one seed and ends at half in another. The constant cut is below OPD. "
+        "OPD's and the limit's rate, 3e-3, is the highest of the grid.",
         env=LONG,
         beginning=replace(SHELTERED, env={"stages": 8, "turns": 16}),
         teachers={"clean": CLEAN_STATIONARY},
