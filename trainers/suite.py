@@ -117,7 +117,7 @@ class _Comparison:
         ]
 
     def _others(self, rows: Sequence[Row], rates: Mapping[str, float]) -> list[Row]:
-        """Return the rows of seeds that are not run now, or not yet: none is lost."""
+        """Return the rows at these rates of seeds that are not run now, or not yet."""
         known = {row["seed"] for row in self.kept.values() if "curve" in row}
         seeds = sorted(known - {row["seed"] for row in rows})
         return self._rows([job for seed in seeds for job in self._tests(seed, rates)])
