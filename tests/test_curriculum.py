@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_loop import TINY, config_of, history, same_weights
+from runs import TINY, config_of, history, same_weights
 from test_rollout import essences, llm, model_and_renderer, played
 from toys import Fault, Faulty, Walks, crash
 
@@ -99,7 +99,7 @@ def test_what_was_not_measured_opens_no_gate():
     assert climbed([math.nan] * 9, lambda mean: mean < 1, 2) == 0
 
 
-@given(st.lists(st.floats(0, 5), max_size=30), st.floats(0, 5), st.integers(1, 4))
+@given(st.lists(st.floats(0, 1), max_size=30), st.floats(1e-3, 1), st.integers(1, 4))
 @settings(deadline=None)
 def test_no_schedule_ever_goes_back(seen, bound, window):
     gates = (drift_below(bound, window), success_above(bound, window), steadily(window))
@@ -397,7 +397,7 @@ GATED = {
     "f2b": lambda: recipe("tcod_f2b", every=1),
     "b2f": lambda: recipe("tcod_b2f", every=1),
     "drift": lambda: recipe("tcod_f2b", drift=100.0, window=1),
-    "success": lambda: recipe("tcod_b2f", success=-1.0, window=2),
+    "success": lambda: recipe("tcod_b2f", success=0.0, window=2),
 }
 
 

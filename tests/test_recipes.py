@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import pickle
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -94,6 +96,25 @@ def test_each_option_takes_its_own_default_and_no_text_for_another_kind(name):
             with pytest.raises(ValueError, match=r"number.*, got True"):
                 recipe(name, **{option: True})
     assert recipe("dapo", overlong=[8, 2])  # as JSON has it
+
+
+SIGNED = {("turn_rloo", "alpha"), ("hgpo", "alpha")}
+"""Exponents: below 0 they prefer short histories."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_number_below_its_range_is_taken(name):
+    """A negative bound would clip every ratio to one side, a negative weight would unteach."""
+    options = inspect.signature(getattr(import_module(f"{package.__name__}.{name}"), name))
+    hints = {o: str(h.annotation) for o, h in options.parameters.items()}
+    numbers = [option for option, hint in hints.items() if re.match("(int|float)( |$)", hint)]
+    assert numbers or name == "rloo"
+    for option in numbers:
+        wrong = [math.nan] if "float" in hints[option] else []
+        wrong += [] if (name, option) in SIGNED else [-1]
+        for value in wrong:
+            with pytest.raises(ValueError, match=f"recipe '{name}' with .*{value}.*got {value}"):
+                recipe(name, **{option: value})
 
 
 def test_grpo_normalises_by_the_groups_sample_deviation():

@@ -20,6 +20,7 @@ from functools import partial
 
 import numpy as np
 
+from turnwise.trainers.ranges import at_least
 from turnwise.trainers.turns import Keys, Returns, trajectory
 from turnwise.trainers.turns import TurnTable as TurnTable
 from turnwise.trainers.turns import turn_table as turn_table
@@ -123,6 +124,7 @@ def std(ddof: int = 1, eps: float = 1e-6, floor: float = 0.0) -> Scale:
     A floor (about 1e-2 of the reward range) keeps groups apart that differ only by noise from
     groups that differ: without one, a spread of 1e-5 becomes advantages of order 1.
     """
+    at_least(0, ddof=ddof, eps=eps, floor=floor)
     return partial(_std, ddof=ddof, eps=eps, floor=floor)
 
 
@@ -207,6 +209,9 @@ class Level:
     once: bool = False
     """Each trajectory counts once in a group (see `group_by`)."""
 
+    def __post_init__(self) -> None:
+        at_least(0, weight=self.weight)
+
 
 def by_levels(*levels: Level, combine: Combine = renormalised) -> Credit:
     """Return the credit that combines `levels`; a turn that no level can judge gets 0."""
@@ -229,6 +234,8 @@ def _judge(table: TurnTable, level: Level) -> tuple[np.ndarray, np.ndarray]:
 
 def plus(*parts: tuple[float, Credit]) -> Credit:
     """sum_k w_k credit_k: credit for rewards of different kinds."""
+    for weight, _ in parts:
+        at_least(0, weight=weight)
     return partial(_plus, parts=parts)
 
 

@@ -17,6 +17,7 @@ from functools import partial
 
 from turnwise.envs.types import Task
 from turnwise.trainers.mixes import Progress
+from turnwise.trainers.ranges import above, at_least, shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def full_depth(progress: Progress, task: Task) -> Depth:
 
 def constant_cut(turns: int) -> Curriculum:
     """`turns` turns, always: the control that tells a curriculum from a cut."""
-    _require("turns", turns, 1)
+    at_least(1, turns=turns)
     return partial(_constant_cut, turns=turns)
 
 
@@ -70,8 +71,8 @@ def f2b(pace: Pace, most: int | None = None, start: int = 1) -> Curriculum:
         pace: `steadily(c)` as published, or one that waits for the student.
         most: Tmax; None is the environment's own limit.
     """
-    _require("start", start, 1)
-    _require("most", start if most is None else most, start)
+    at_least(1, start=start)
+    at_least(start, most=start if most is None else most)
     return partial(_f2b, pace=pace, most=most, start=start)
 
 
@@ -88,7 +89,7 @@ def b2f(pace: Pace, slack: int | None = 1) -> Curriculum:
         slack: turns beyond what is left of the expert's way. None, as published, lets the agent
             act up to the limit, and most of those turns lie where no expert goes.
     """
-    _require("slack", 0 if slack is None else slack, 0)
+    at_least(0, slack=0 if slack is None else slack)
     return partial(_b2f, pace=pace, slack=slack)
 
 
@@ -98,7 +99,7 @@ def _b2f(progress: Progress, task: Task, pace: Pace, slack: int | None) -> Depth
 
 def steadily(every: int) -> Pace:
     """One stage each `every` steps: floor(n / c), TCOD eq. 4."""
-    _require("every", every, 1)
+    at_least(1, every=every)
     return partial(_steadily, every=every)
 
 
@@ -112,7 +113,8 @@ def drift_below(bound: float, window: int = 3) -> Pace:
     Args:
         bound: nats; of the mean over `window` steps since the last stage.
     """
-    _require("window", window, 1)
+    above(0, drift=bound)
+    at_least(1, window=window)
     return partial(_drift_below, bound=bound, window=window)
 
 
@@ -129,7 +131,8 @@ def success_above(bound: float, window: int = 3) -> Pace:
     Args:
         bound: the least mean success over `window` steps since the last stage that is enough.
     """
-    _require("window", window, 1)
+    shares(success=bound)
+    at_least(1, window=window)
     return partial(_success_above, bound=bound, window=window)
 
 
@@ -143,6 +146,7 @@ def paced(every: int, drift: float | None, success: float | None, window: int) -
     Raises:
         ValueError: both gates have one, or a number is out of range.
     """
+    at_least(1, every=every, window=window)
     if drift is not None and success is not None:
         raise ValueError(f"one gate, drift={drift} or success={success}, and not both")
     if drift is not None:
@@ -160,8 +164,3 @@ def climbed(seen: Sequence[float], far_enough: Callable[[float], bool], window: 
         if end - since >= window and far_enough(sum(seen[end - window : end]) / window):
             stages, since = stages + 1, end
     return stages
-
-
-def _require(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

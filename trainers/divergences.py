@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from turnwise.trainers.ranges import above, at_least
 from turnwise.trainers.surrogates import LOG_RATIO_LIMIT
 
 
@@ -89,6 +90,7 @@ def full(entries: Entries = rkl, *, entry_limit: float = math.inf) -> Direct:
     Args:
         entry_limit: each entry of the sum counts at most so much (OPSD clips at .05).
     """
+    above(0, entry_limit=entry_limit)
     return partial(_full, entries=entries, entry_limit=entry_limit)
 
 
@@ -148,6 +150,7 @@ def top_k(
     close: Close = tail_bucket,
 ) -> Direct:
     """The divergence over k entries of the vocabulary; k = V gives that of `full`."""
+    at_least(1, k=k)
     return partial(_top_k, entries=entries, k=k, support=support, close=close)
 
 

@@ -15,6 +15,7 @@ from turnwise.agents.executors import ByChance, Either, RollIn, StudentFirst
 from turnwise.agents.labels import every_turn
 from turnwise.envs.types import Episode
 from turnwise.trainers.mixes import Progress, Schedule
+from turnwise.trainers.ranges import at_least
 
 if TYPE_CHECKING:
     from turnwise.agents.labels import Teacher
@@ -125,11 +126,8 @@ class Imitation:
     `expert()`."""
 
     def __post_init__(self) -> None:
-        for name, value in (("batch", self.batch), ("cap", self.cap)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+        at_least(1, batch=self.batch, cap=1 if self.cap is None else self.cap)
+        at_least(0, temperature=self.temperature)
 
     def kept(self, rounds: Sequence[list[Episode]]) -> list[Episode]:
         """Return the episodes of the rounds that are kept, without those not to be learnt from."""

@@ -12,6 +12,8 @@ from functools import partial
 
 import numpy as np
 
+from turnwise.trainers.ranges import above, at_least, shares
+
 Mix = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 """(RL advantage [M], weighted signal [M], c) -> advantage [M]."""
 
@@ -36,6 +38,7 @@ def modulated(bound: float = 0.2) -> Mix:
 
     The reward keeps the sign of every advantage; the teacher only says how much.
     """
+    shares(bound=bound)
     return partial(_modulated, bound=bound)
 
 
@@ -66,6 +69,7 @@ Schedule = Callable[[Progress], float]
 
 def constant(c: float = 1.0) -> Schedule:
     """c, always."""
+    at_least(0, c=c)
     return partial(_constant, c=c)
 
 
@@ -78,6 +82,8 @@ ALWAYS = constant(1.0)
 
 def linear(first: float, last: float, over: float = 1.0) -> Schedule:
     """From `first` to `last` over the share `over` of the run, then `last`."""
+    at_least(0, first=first, last=last)
+    above(0, over=over)
     return partial(_linear, first=first, last=last, over=over)
 
 
@@ -88,6 +94,8 @@ def _linear(progress: Progress, first: float, last: float, over: float) -> float
 
 def cosine(first: float, last: float, over: float = 1.0) -> Schedule:
     """From `first` to `last` over the share `over` of the run along half a cosine, then `last`."""
+    at_least(0, first=first, last=last)
+    above(0, over=over)
     return partial(_cosine, first=first, last=last, over=over)
 
 
@@ -98,6 +106,7 @@ def _cosine(progress: Progress, first: float, last: float, over: float) -> float
 
 def falling(first: float = 1.0, by: float = 0.2, least: float = 0.6) -> Schedule:
     """max(least, first - by n): a step down each time (arXiv:2605.12913)."""
+    at_least(0, first=first, by=by, least=least)
     return partial(_falling, first=first, by=by, least=least)
 
 
@@ -107,6 +116,7 @@ def _falling(progress: Progress, first: float, by: float, least: float) -> float
 
 def until(step: int, then: float = 0.0) -> Schedule:
     """1 in the first `step` steps, then `then` (OPD-then-RL)."""
+    at_least(0, step=step, then=then)
     return partial(_until, step=step, then=then)
 
 
@@ -120,6 +130,8 @@ def until_plateau(patience: int = 5, gain: float = 0.01, then: float = 0.0) -> S
     What is compared is the mean of the last `patience` steps with the best mean of as many steps in
     a row before them. It never goes back: a teacher that returns after long meets another student.
     """
+    at_least(1, patience=patience)
+    at_least(0, gain=gain, then=then)
     return partial(_until_plateau, patience=patience, gain=gain, then=then)
 
 

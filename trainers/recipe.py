@@ -14,6 +14,7 @@ from turnwise.trainers.advantages import Credit, TurnTable
 from turnwise.trainers.curriculum import Curriculum
 from turnwise.trainers.distillation import Distillation
 from turnwise.trainers.imitation import Imitation, every_episode, last
+from turnwise.trainers.ranges import at_least
 from turnwise.trainers.surrogates import (
     Aggregate,
     Divergence,
@@ -87,6 +88,7 @@ class Recipe:
     """What is learnt from a teacher's own actions; not None has it act, or label."""
 
     def __post_init__(self) -> None:
+        at_least(0, history=self.history, kl_coefficient=self.kl_coefficient)
         if self.imitation is None and self.surrogate is no_policy_gradient:
             raise ValueError(f"recipe {self.name!r} needs a surrogate, or an imitation")
         if self.imitation is not None and self.learns_by_doing:

@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 
+from turnwise.trainers.ranges import above, at_least
 from turnwise.trainers.tokens import TokenTable
 
 Signal = Callable[[TokenTable], np.ndarray]
@@ -40,6 +41,7 @@ def tilted(factor: float = 1.25) -> Signal:
     Its target is R0^(1 - factor) T^factor / Z: 1 is `reverse_kl`, below 1 interpolates between the
     reference R0 and the teacher, above 1 extrapolates beyond it.
     """
+    at_least(0, factor=factor)
     return partial(_tilted, factor=factor)
 
 
@@ -55,6 +57,7 @@ def contrast(table: TokenTable) -> np.ndarray:
 
 def clipped(signal: Signal, limit: float = 10.0) -> Signal:
     """`signal`, held within +-limit nats: one odd token cannot carry the batch."""
+    above(0, limit=limit)
     return partial(_clipped, signal=signal, limit=limit)
 
 

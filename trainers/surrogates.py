@@ -16,6 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from turnwise.trainers.ranges import above, at_least
+
 LOG_RATIO_LIMIT = 20.0
 """exp never sees more than this in absolute value: e^20 is a number, and e^89 is inf in float32."""
 
@@ -66,6 +68,7 @@ Surrogate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 def ppo(low: float = 0.2, high: float = 0.2) -> Surrogate:
     """min(rho A, clip(rho, 1 - low, 1 + high) A) (arXiv:1707.06347 eq. 7)."""
+    at_least(0, low=low, high=high)
     return partial(_ppo, low=low, high=high)
 
 
@@ -79,6 +82,7 @@ def _ppo(
 
 def dual_clip(surrogate: Surrogate, bound: float = 3.0) -> Surrogate:
     """`surrogate`, but at least `bound` * A where A < 0 (arXiv:1912.09729)."""
+    at_least(1, bound=bound)
     return partial(_dual_clip, surrogate=surrogate, bound=bound)
 
 
@@ -99,6 +103,9 @@ def weight_clip(
     CISPO is (0, 1 + eps) twice; DISPO is (.8, 11) and (0, 101). The value is the weighted
     advantage, as in the other surrogates; only its gradient is that of log pi.
     """
+    for low, high in (positive, negative):
+        at_least(0, low=low)
+        at_least(low, high=high)
     return partial(_weight_clip, positive=positive, negative=negative)
 
 
@@ -136,6 +143,7 @@ def uncorrected(log_w_M: Tensor, turn_M: Tensor, traj_M: Tensor) -> Tensor:
 
 def truncated(bound: float = 2.0) -> Importance:
     """min(w, bound) by token (TIS)."""
+    above(0, bound=bound)
     return partial(_truncated, bound=bound)
 
 
@@ -145,6 +153,8 @@ def _truncated(log_w_M: Tensor, turn_M: Tensor, traj_M: Tensor, bound: float) ->
 
 def token_mask(low: float = 0.5, high: float = 2.0) -> Importance:
     """w where low <= w <= high, else 0 (IcePop)."""
+    at_least(0, low=low)
+    at_least(low, high=high)
     return partial(_token_mask, low=low, high=high)
 
 
@@ -155,6 +165,8 @@ def _token_mask(log_w_M: Tensor, turn_M: Tensor, traj_M: Tensor, low: float, hig
 
 def turn_mask(low: float = 0.5, high: float = 2.0) -> Importance:
     """1 where the geometric mean of w over the turn is in [low, high], else 0."""
+    at_least(0, low=low)
+    at_least(low, high=high)
     return partial(_turn_mask, low=low, high=high)
 
 
@@ -164,6 +176,8 @@ def _turn_mask(log_w_M: Tensor, turn_M: Tensor, traj_M: Tensor, low: float, high
 
 def sequence_mask(low: float = 0.0, high: float = 3.0) -> Importance:
     """1 where the product of w over the trajectory is in [low, high], else 0 (MIS)."""
+    at_least(0, low=low)
+    at_least(low, high=high)
     return partial(_sequence_mask, low=low, high=high)
 
 
@@ -179,6 +193,7 @@ def _within(log_M: Tensor, low: float, high: float) -> Tensor:
 
 def veto(least: float = 1e-4) -> Importance:
     """0 on every token of a trajectory that holds a token with w < least, else 1."""
+    above(0, least=least)
     return partial(_veto, least=least)
 
 
@@ -262,6 +277,7 @@ def turn_mean(traj_M: Tensor, turn_M: Tensor, totals: Totals) -> Tensor:
 
 def seq_sum(length: float = 1.0) -> Aggregate:
     """1 / (trajs * length): sums over trajectories, by a constant length (RLOO 1, Dr. GRPO max)."""
+    above(0, length=length)
     return partial(_seq_sum, length=length)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from turnwise.envs.types import Episode, Group, Turn
+from turnwise.trainers.ranges import above, at_least, shares
 
 Returns = Callable[["TurnTable"], np.ndarray]
 """float64 [N]: what each turn is held responsible for."""
@@ -131,6 +132,7 @@ def outcome(table: TurnTable) -> np.ndarray:
 
 def reward_to_go(gamma: float = 1.0) -> Returns:
     """R_it = sum_{s>=t} gamma^(s-t) r_is over the turns of one episode, whatever the row order."""
+    shares(gamma=gamma)
     return partial(_reward_to_go, gamma=gamma)
 
 
@@ -170,6 +172,8 @@ def shortened(returns: Returns, limit: int, buffer: int) -> Returns:
 
     0 up to `limit - buffer` sampled tokens, then linear down to -1 at `limit` and beyond.
     """
+    above(0, buffer=buffer)
+    at_least(buffer, limit=limit)
     return partial(_shortened, returns=returns, limit=limit, buffer=buffer)
 
 
@@ -198,6 +202,7 @@ def anchor(table: TurnTable) -> np.ndarray:
 
 def history(k: int) -> Keys:
     """The turns that acted in the same state after the same k states; nobody before turn k."""
+    at_least(1, k=k)
     return partial(_history, k=k)
 
 

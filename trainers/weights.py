@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from turnwise.trainers.ranges import above, at_least, shares
 from turnwise.trainers.tokens import TokenTable, segment_mean, segment_sum
 
 Weight = Callable[[TokenTable], np.ndarray]
@@ -50,6 +51,8 @@ def sod(*, eps: float = 1e-6, delta: float = 0.2, floor: float = 0.25) -> Weight
         delta: the most that a turn may count beyond the first.
         floor: share of the batch's median d_1 that a trajectory's d_1 counts at least.
     """
+    above(0, eps=eps)
+    at_least(0, delta=delta, floor=floor)
     return partial(_sod, eps=eps, delta=delta, floor=floor)
 
 
@@ -67,6 +70,8 @@ def batch_sod(*, eps: float = 1e-6, delta: float = 0.2) -> Weight:
     The published weights are free of scale within a trajectory: a trajectory that starts badly and
     goes on as badly counts in full. These compare it with what first turns are like.
     """
+    above(0, eps=eps)
+    at_least(0, delta=delta)
     return partial(_batch_sod, eps=eps, delta=delta)
 
 
@@ -110,6 +115,7 @@ def _scored_turn(table: TokenTable) -> np.ndarray:
 
 def first_turns(count: int) -> Weight:
     """1 in the first `count` turns, else 0 (TT-OPD, arXiv:2605.02943)."""
+    at_least(1, count=count)
     return partial(_first_turns, count=count)
 
 
@@ -132,6 +138,7 @@ def permuted(weight: Weight, seed: int = 0) -> Weight:
 
     Turns without a score take no part and weigh 1.
     """
+    at_least(0, seed=seed)
     return partial(_permuted, weight=weight, seed=seed)
 
 
@@ -149,6 +156,7 @@ def _permuted(table: TokenTable, weight: Weight, seed: int) -> np.ndarray:
 
 def from_the_front(strength: float = 0.5) -> Weight:
     """w_t = 1 + strength (1 - drift before t / drift of the trajectory) (IW-OPD, 2606.22600)."""
+    at_least(0, strength=strength)
     return partial(_from_the_front, strength=strength)
 
 
@@ -160,6 +168,8 @@ def _from_the_front(table: TokenTable, strength: float) -> np.ndarray:
 
 def towards_the_end(least: float = 0.25, at: float = 0.3, width: float = 0.1) -> Weight:
     """least + (1 - least) sigmoid((f - at) / width), f: place in the trajectory (2605.21606)."""
+    shares(least=least, at=at)
+    above(0, width=width)
     return partial(_towards_the_end, least=least, at=at, width=width)
 
 
@@ -174,6 +184,7 @@ def pruned(threshold: float = 0.7, drop: float = 0.01, base: float = 0.5) -> Wei
 
     A token is bad where the student's top K shares less than `threshold` with the teacher's.
     """
+    at_least(0, threshold=threshold, drop=drop, base=base)
     return partial(_pruned, threshold=threshold, drop=drop, base=base)
 
 
@@ -188,6 +199,7 @@ def informative(keep: float = 0.5) -> Weight:
     h: entropy of the student, d: drift from the teacher, each scaled to 0..1 over the batch after h
     is cut at its 98th percentile (TIP, arXiv:2604.14084). Tokens without a score are not counted.
     """
+    shares(keep=keep)
     return partial(_informative, keep=keep)
 
 

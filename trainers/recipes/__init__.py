@@ -63,7 +63,7 @@ def recipe(name: str, **options: Any) -> Recipe:
 
     Raises:
         UnknownRecipe: there is none, or it has no such option; the message has the nearest name.
-        ValueError: an option is of another kind, as a text for a number.
+        ValueError: an option is of another kind, as a text for a number, or out of its range.
     """
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1)
@@ -79,7 +79,10 @@ def recipe(name: str, **options: Any) -> Recipe:
             f"recipe {name!r} has no option {option!r}; there are: {', '.join(known)}"
         )
     _require_kinds(name, options, get_type_hints(make))
-    return make(**options)
+    try:
+        return make(**options)
+    except ValueError as error:
+        raise ValueError(f"recipe {name!r} with {options}: {error}") from error
 
 
 def _require_kinds(name: str, options: dict[str, Any], kinds: dict[str, Any]) -> None:
