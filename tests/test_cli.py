@@ -465,8 +465,8 @@ def test_limits_that_decide_what_is_played_are_named_with_the_option_that_lifts_
     assert "3 episodes ended before their first turn" in out
     assert "longer than --max-tokens 1024; raise it" in out
     code, out, _ = turnwise(f"train --env fakes:Guess --model {tiny} {SMALL} --json")
-    (alarm,) = json.loads(out)["alarms"]
-    assert (code, alarm) == (OK, "100% of the actions are cut at max_new_tokens; raise it")
+    alarms = json.loads(out)["alarms"]
+    assert code == OK and "100% of the actions are cut at max_new_tokens; raise it" in alarms
 
 
 @contextlib.contextmanager

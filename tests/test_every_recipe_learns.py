@@ -14,8 +14,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from runs import config_of, fresh
 from test_dagger import student_success
-from test_loop import config_of, fresh
 from test_teaching import master  # noqa: F401  (a fixture)
 from toys import Walks
 

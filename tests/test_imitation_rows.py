@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 from imitated import jobs_of, models, played, renderer_of, scripted
-from test_loop import fresh
+from runs import fresh
 from test_teaching import Silent
 from toys import Walks
 

@@ -6,89 +6,33 @@ import copy
 import json
 import math
 import os
-import re
-import resource
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fakes import Guess
 from miniatures import naive_logprobs
+from runs import config_of, fresh, history, run, same_weights, weights
 from toys import Fault, Faulty, Walks, crash
 
 from turnwise.agents.record import read_records, verify
 from turnwise.agents.renderer import Renderer
-from turnwise.envs.registry import UnknownEnv
-from turnwise.envs.types import canonical_json
 from turnwise.trainers.batch import rows_of, taught
-from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.learner import Learner, TrainingDiverged
 from turnwise.trainers.loop import TooManyLost, train
 from turnwise.trainers.model import (
-    ModelNotFound,
-    TokenizerMismatch,
-    check_match,
-    hub_answers,
     load_model,
-    save_model,
-    tiny_from_env,
 )
-from turnwise.trainers.recipes import UnknownRecipe, recipe
-from turnwise.trainers.run_folder import KEEP, RunFolder, RunFolderError
-from turnwise.trainers.sft import demonstrations, imitate
-from turnwise.trainers.watch import Alarms, losses
+from turnwise.trainers.recipes import recipe
+from turnwise.trainers.run_folder import KEEP
+from turnwise.trainers.sft import demonstrations
+from turnwise.trainers.watch import losses
 
 torch.set_num_threads(1)
-
-TINY = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 16, "ffn": 64}
-TIMES = ("wall_s", "env_s", "policy_s", "rollout_cpu_s", "update_cpu_s")
-
-
-def fresh(env=Walks):
-    return tiny_from_env(env, tasks=10, max_len=128, **TINY)
-
-
-def config_of(out, **more) -> TrainConfig:
-    usual = {"tasks_per_step": 3, "group_size": 4, "max_new_tokens": 3, "max_tokens": 96}
-    usual |= {"learning_rate": 1e-2, "warmup_steps": 1, "checkpoint_every": 2, "steps": 6}
-    return TrainConfig(out=Path(out), **{**usual, **more})
-
-
-def run(out, *, env=Walks, method=None, model=None, **more):
-    """Train to the end and return the metrics of each step."""
-    config = config_of(out, **more)
-    return list(train(config, model=model or fresh(), make_env=env, recipe=method))
-
-
-def weights(out) -> dict[str, torch.Tensor]:
-    model, _ = load_model(str(Path(out) / "model"))
-    return dict(model.named_parameters())
-
-
-def same_weights(a, b) -> bool:
-    a, b = weights(a), weights(b)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def without_times(value):
-    """A record or a metrics row as it would be on any machine."""
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in (*TIMES, "chain")}
-    return [without_times(v) for v in value] if isinstance(value, list) else value
-
-
-def history(out) -> list[str]:
-    """Every episode and every row of metrics, in the order in which they were written."""
-    out = Path(out)
-    episodes = [dict(found.raw) for found in read_records(out / "episodes.jsonl")]
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [canonical_json(without_times(x)) for x in (*episodes, *rows)]
 
 
 @pytest.fixture(scope="module")
@@ -342,58 +286,6 @@ def test_a_few_lost_episodes_only_make_a_batch_smaller(tmp_path):
     assert math.isfinite(rows[0]["loss"]) and rows[0]["skipped"] == 0
 
 
-def test_alarms_compare_with_the_first_steps_and_survive_a_resume():
-    alarms = Alarms(baseline=3, recent=2)
-    calm = [alarms.check({"entropy": 2.0, "action_tokens": 5.0, "reward": 0.5}) for _ in range(6)]
-    assert calm == [[]] * 6
-    resumed = Alarms(baseline=3, recent=2)
-    resumed.load_state_dict(json.loads(json.dumps(alarms.state_dict())))
-    for bell in (alarms, resumed):
-        assert bell.check({"entropy": 0.1, "action_tokens": 5.0, "reward": 0.5}) == []
-        found = bell.check({"entropy": 0.1, "action_tokens": 50.0, "reward": 0.5})
-        assert found == ["entropy fell from 2 to 0.1", "action_tokens rose from 5 to 27.5"]
-
-
-def test_a_policy_that_runs_away_in_late_turns_alone_sets_off_an_alarm():
-    alarms, calm = Alarms(baseline=3, recent=2), {"kl_early": 1e-3, "kl_late": 2e-3}
-    for _ in range(6):
-        assert alarms.check(calm) == []
-    assert alarms.check({**calm, "kl_late": 9e-2}) == []  # as large as that is no collapse
-    assert alarms.check({**calm, "kl_late": 0.2}) == ["kl_late rose from 0.002 to 0.145"]
-
-
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("length_cut", "of the actions are cut at max_new_tokens; raise it"),
-        ("teacher_missing", "of the tokens have no finite score of the teacher"),
-        ("no_way", "of the attempts are played whole, as expert\\(\\) did not solve their task"),
-        ("prelude_ended", "of the attempts were over before the agent's first turn"),
-    ],
-)
-def test_what_most_of_a_batch_suffers_is_told_once_also_after_a_resume(name, what):
-    bell = Alarms()
-    assert bell.check({name: 0.5}) == []
-    (told,) = bell.check({name: 0.75})
-    assert re.match(f"75% {what}", told)
-    bell.load_state_dict(json.loads(json.dumps(bell.state_dict())))
-    assert [bell.check({name: share}) for share in (0.9, 0.1, 0.8)] == [[]] * 3
-
-
-def test_an_alarm_is_in_the_metrics_of_its_step(tmp_path):
-    class Fading(Walks):
-        def step(self, action):
-            observation, _, *rest = super().step(action)
-            return observation, float(self.task.index < 10), *rest
-
-    rows = run(tmp_path / "run", env=Fading, steps=15, tasks_per_step=1, checkpoint_every=0)
-    logged = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    for found in (rows, logged):
-        alarms = [[a for a in row.get("alarms", ()) if "cut" not in a] for row in found]
-        assert alarms[:14] == [[]] * 14
-        assert "reward fell from 2 to 0" in alarms[14]
-
-
 # Options of a run
 
 
@@ -453,157 +345,3 @@ def test_a_batch_of_which_every_episode_is_cut_short_is_learnt_from(tmp_path, na
     for row in rows:
         assert row["truncated"] == 1 and row["success"] == 0
         assert np.isfinite(row["loss"]) and row["grad_norm"] > 0
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    ("bad", "why"),
-    [
-        ({"group_size": 1}, "group_size must be at least 2.*got 1"),
-        ({"temperature": 0.0}, "temperature must be above 0.*got 0"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"updates_per_step": 0}, "updates_per_step must be at least 1"),
-        ({"env_kwargs": "{depth: 2}"}, "env_kwargs must be JSON.*depth"),
-        ({"env_kwargs": "[1]"}, "env_kwargs must be a JSON object"),
-    ],
-)
-def test_an_impossible_config_is_refused_by_name(bad, why):
-    with pytest.raises(ValueError, match=why):
-        config_of("nowhere", **bad)
-
-
-def test_only_the_length_of_a_gradient_may_have_no_end():
-    assert config_of("nowhere", max_grad_norm=math.inf)
-    for name in ("learning_rate", "temperature", "weight_decay"):
-        with pytest.raises(ValueError, match=f"{name} must be a finite number, got inf"):
-            config_of("nowhere", **{name: math.inf})
-
-
-@pytest.mark.parametrize(
-    ("bad", "error", "why"),
-    [
-        ({"env": "turnwise/FileHumt-v1"}, UnknownEnv, "did you mean 'turnwise/FileHunt-v1'"),
-        ({"env": "toys:Walks", "env_kwargs": '{"lenght": 3}'}, TypeError, "length"),
-        ({"recipe": "turn_rlo"}, UnknownRecipe, "did you mean 'turn_rloo'"),
-        ({"model": ""}, ModelNotFound, "no model was named"),
-        ({"model": "./nowhere"}, ModelNotFound, "nowhere.*no config.json"),
-    ],
-)
-def test_what_does_not_exist_is_refused_before_the_folder_is_made(tmp_path, bad, error, why):
-    config = config_of(tmp_path / "run", **{"env": "toys:Walks", "model": "./nowhere", **bad})
-    with pytest.raises(error, match=why):
-        next(train(config))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_name_that_is_no_folder_is_not_waited_for_where_the_hub_does_not_answer(monkeypatch):
-    monkeypatch.setattr("turnwise.trainers.model.getproxies", dict)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    hub_answers.cache_clear()
-    start = time.monotonic()
-    try:
-        with pytest.raises(ModelNotFound, match="no such folder, and Hugging Face does not answer"):
-            load_model("a-name-that-nobody-took")
-    finally:
-        hub_answers.cache_clear()
-    assert time.monotonic() - start < 5
-
-
-def test_a_folder_without_a_loadable_model_says_so(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelNotFound, match="cannot load a"):
-        load_model(str(tmp_path))
-
-
-def test_a_tokenizer_that_does_not_match_is_refused(tmp_path):
-    model, _ = fresh()
-    _, larger = tiny_from_env(Guess, tasks=10, **TINY)
-    with pytest.raises(TokenizerMismatch, match="load both from the same folder"):
-        check_match(model, larger)
-    save_model(model, larger, tmp_path)
-    with pytest.raises(TokenizerMismatch):
-        load_model(str(tmp_path))
-
-
-def test_a_model_comes_back_as_it_was_saved(tmp_path):
-    model, tokenizer = fresh()
-    loaded, same = load_model(str(save_model(model, tokenizer, tmp_path / "model")))
-    ids = tokenizer.encode("walk 7", add_special_tokens=False)
-    assert same.encode("walk 7", add_special_tokens=False) == ids
-    assert torch.equal(naive_logprobs(loaded, ids), naive_logprobs(model, ids))
-
-
-def test_a_used_folder_is_not_written_over(tmp_path):
-    run(tmp_path / "run", steps=1)
-    before = history(tmp_path / "run")
-    with pytest.raises(RunFolderError, match="holds a run already; pass --resume"):
-        run(tmp_path / "run", steps=1)
-    assert history(tmp_path / "run") == before
-
-
-def test_a_folder_that_cannot_be_written_says_so(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match=r"cannot write to run folder .*give another --out"):
-        run(tmp_path / "file" / "run", steps=1)
-
-
-def test_a_disk_that_fills_up_loses_no_checkpoint(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    rows = train(config_of(tmp_path / "run", checkpoint_every=1), model=fresh(), make_env=Walks)
-    next(rows)
-    place = RunFolder.checkpoint
-
-    def full(self, step, save):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-        try:
-            return place(self, step, save)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "checkpoint", full)
-        with pytest.raises(RunFolderError, match=r"cannot write a checkpoint.*--resume"):
-            next(rows)
-    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000001"]
-    assert run(tmp_path / "run", resume=True, steps=2)[0]["step"] == 2
-
-
-# Imitation
-
-
-def test_demonstrations_are_solved_in_order_and_teach_only_the_expert():
-    _, tokenizer = fresh(Guess)
-    tasks = Guess().tasks("train")[:20]
-    demos = demonstrations(Guess, tasks, Renderer(tokenizer), seed=0, noise=0.3)
-    assert all(e.success for e in demos)
-    places = [tasks.index(e.task) for e in demos]
-    assert places == sorted(places) and len(places) > 5
-    turns = [t for e in demos for t in e.turns]
-    assert {t.executor for t in turns} == {"expert", "student"}
-    rows = rows_of(demos, taught)
-    expected = sum(len(t.action_ids) for t in turns if t.executor == "expert")
-    assert sum(len(row.trained) for row in rows) == expected
-
-
-def test_imitation_learns_and_stops_when_it_is_enough():
-    model, tokenizer = fresh()
-    heard, tasks = [], Walks().tasks("train")[:20]
-    demos = demonstrations(Walks, tasks, Renderer(tokenizer), seed=0, watch=heard.append)
-    assert heard == list(range(1, 21))
-    learner = Learner(model, learning_rate=1e-2)
-    steps = imitate(learner, demos, steps=50, batch=4, seed=0, enough=lambda n: n == 15)
-    nll = [metrics["nll"] for metrics in steps]
-    assert len(nll) == 15 and nll[-1] < 0.2 * nll[0]
-
-
-def test_nothing_can_be_imitated_without_a_solved_task():
-    class Hopeless(Walks):
-        def expert(self):
-            return "zzz"
-
-    _, tokenizer = fresh()
-    demos = demonstrations(Hopeless, Walks().tasks("train")[:3], Renderer(tokenizer), seed=0)
-    with pytest.raises(ValueError, match="the expert solved no task"):
-        next(imitate(Learner(fresh()[0], learning_rate=1e-3), demos, steps=1, batch=1, seed=0))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_loop import config_of, fresh, history, run, same_weights
+from runs import config_of, fresh, history, run, same_weights
 from toys import Fault, Faulty, Walks, crash
 
 from turnwise.agents.engines.base import EngineError, ServerUnfit

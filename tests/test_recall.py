@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_loop import history, run, same_weights
+from runs import history, run, same_weights
 from test_scorer import naive
 from toys import Walks
 

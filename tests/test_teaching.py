@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import VOCAB, naive_logprobs, qwen3
-from test_loop import config_of, fresh, history, same_weights
+from runs import config_of, fresh, history, same_weights
 from toys import Walks
 
 from turnwise.agents.renderer import Renderer

@@ -208,7 +208,7 @@ class TrainConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0 to learn, got {getattr(self, name):g}")
-        for name in ("weight_decay", "warmup_steps", "engine_tolerance"):
+        for name in ("weight_decay", "warmup_steps", "engine_tolerance", "seed", "first_task"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name):g}")
 

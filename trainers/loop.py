@@ -36,7 +36,7 @@ from turnwise.trainers.pacing import paced
 from turnwise.trainers.ray_cluster import ClusterLost
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe as recipe_named
-from turnwise.trainers.run_folder import RunFolder, refuse_used
+from turnwise.trainers.run_folder import RunFolder, reading, refuse_used
 from turnwise.trainers.shared_folder import SharedFolder, open_folder
 from turnwise.trainers.trainee import Trainee
 from turnwise.trainers.turns import turn_table
@@ -170,16 +170,20 @@ class _Run:
         saved = self.folder.resumed
         if saved is None:
             return 0
-        self.trainee.learner.load(saved)
-        self.alarms.load_state_dict(json.loads((saved / "alarms.json").read_text()))
-        self.attempts.load(saved)
-        if self.tutor is not None:
-            self.tutor.load(saved)
+        with reading(saved):
+            self._load(saved)
         done = int(self.folder.state["step"])
         if self.rounds is not None:
             self.rounds.resume(self.config.out, done)
         self.publish()
         return done
+
+    def _load(self, saved: Path) -> None:
+        self.trainee.learner.load(saved)
+        self.alarms.load_state_dict(json.loads((saved / "alarms.json").read_text()))
+        self.attempts.load(saved)
+        if self.tutor is not None:
+            self.tutor.load(saved)
 
     def save(self, place: Path) -> None:
         """Write a checkpoint."""
@@ -271,9 +275,11 @@ def _update(
     kept = [g for g in groups if g.trainable and recipe.keep_group(g)][: config.tasks_per_step]
     share = {"tied_groups": tied / len(groups), "kept_groups": float(len(kept))}
     if not kept:
-        return share
+        return share | {"idle_groups": 1.0}
     table = turn_table(kept, history=recipe.history)
     advantages = recipe.credit(table)
+    teach = len(kept) if tutor is not None else len(np.unique(table.group_N[advantages != 0]))
+    share["idle_groups"] = 1 - teach / len(groups)
     episodes = [episode for group in kept for episode in group.trainable]
     rows = rows_of(episodes)
     if tutor is not None:

@@ -75,7 +75,10 @@ def _found(what: str, name: str) -> Iterator[dict[str, bool]]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         if where:
-            reason = "there is no such folder, and Hugging Face does not answer from here"
+            reason = (
+                "there is no such folder, and Hugging Face does not answer from here; give a "
+                "folder that save_pretrained wrote, or a name whose files are in its cache"
+            )
         raise ModelNotFound(f"cannot load {what} from {name!r}: {reason}") from None
 
 
@@ -98,6 +101,12 @@ def _require_model(name: str) -> None:
     looks_local = name.startswith((".", "/", "~")) or folder.exists() or parent
     if not name:
         raise ModelNotFound("no model was named; give a folder or a Hugging Face name")
+    if (folder / "progress.json").is_file():
+        raise ModelNotFound(f"{name!r} is a checkpoint, from which --resume goes on, and no model")
+    if (folder / "metrics.jsonl").is_file():
+        model = folder / "model"
+        has = f"its model is {str(model)!r}" if model.exists() else "it has no model yet: --resume"
+        raise ModelNotFound(f"{name!r} is the folder of a run: {has}")
     if looks_local and not (folder / "config.json").is_file():
         raise ModelNotFound(
             f"no model in folder {name!r}: it has no config.json; "

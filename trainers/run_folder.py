@@ -12,8 +12,9 @@ import errno
 import json
 import math
 import os
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 
 from turnwise.agents.record import Position, RecordWriter
 from turnwise.trainers.addresses import is_address
+from turnwise.trainers.ranks import RankFailed, RankLost
 
 KEEP = 2
 MAY_CHANGE = frozenset(
@@ -34,7 +36,8 @@ MAY_CHANGE = frozenset(
 """Settings that a resumed run may change; any other would make it a different run."""
 _UNWRITTEN = (OSError, RuntimeError, SafetensorError)
 """What the writers of a checkpoint raise on a full disk; PyTorch's is a RuntimeError."""
-
+_UNREAD = (*_UNWRITTEN, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError)
+"""What its readers raise where a file is missing, cut short, or of another model."""
 
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
@@ -90,8 +93,10 @@ class RunFolder:
             self.metrics = self._metrics_path.open("w")
             self._mark()
             return
-        self.state: dict[str, Any] = json.loads((self.resumed / "progress.json").read_text())
-        self.records = RecordWriter.resume(records, Position(**self.state["records"]))
+        with reading(self.resumed):
+            self.state: dict[str, Any] = json.loads((self.resumed / "progress.json").read_text())
+            position = Position(**self.state["records"])
+        self.records = RecordWriter.resume(records, position)
         self.metrics = self._metrics_path.open("r+")
         self.metrics.truncate(self.state["metrics"])
         self.metrics.seek(0, os.SEEK_END)
@@ -104,7 +109,7 @@ class RunFolder:
 
     def newest(self) -> Path | None:
         """Return the newest whole checkpoint."""
-        found = sorted(self.checkpoints.glob("step-[0-9]*[0-9]"))
+        found = _whole(self.checkpoints)
         return found[-1] if found else None
 
     def log(self, row: dict[str, Any]) -> None:
@@ -157,7 +162,7 @@ class RunFolder:
                 "with --resume: nothing before it is lost",
                 error,
             ) from error
-        for old in sorted(self.checkpoints.glob("step-[0-9]*[0-9]"))[:-KEEP]:
+        for old in _whole(self.checkpoints)[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
         return place
 
@@ -168,6 +173,41 @@ class RunFolder:
         if self.board is not None:
             with contextlib.suppress(OSError):
                 self.board.close()
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
+    """Have whatever fails to read a checkpoint say which it is, and how the run can go on.
+
+    Raises:
+        RunFolderError: a file of it is missing, cut short, or belongs to another model.
+    """
+    try:
+        yield
+    except (RankFailed, RankLost):
+        raise
+    except _UNREAD as error:
+        before = [c.name for c in _whole(checkpoint.parent) if c.name < checkpoint.name]
+        way_on = f"go on from {before[-1]}" if before else "begin anew"
+        unread = RunFolderError(
+            f"cannot read checkpoint {checkpoint}: {_in_short(error)}; if it is damaged, or of "
+            f"another model, remove that folder and run again with --resume, to {way_on}"
+        )
+        unread.machine = getattr(error, "errno", None) in MACHINE
+        raise unread from error
+
+
+def _in_short(error: Exception) -> str:
+    """Return what a reader said: PyTorch goes on for many lines."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        said = f"{Path(str(error.filename)).name}: {error.strerror}"
+    return said if len(said) <= 160 else f"{said[:157]}..."
+
+
+def _whole(folder: Path) -> list[Path]:
+    """Return the checkpoints that were written to their end, the newest last."""
+    return sorted(folder.glob("step-[0-9]*[0-9]"))
 
 
 def refuse_used(path: Path, config: dict[str, Any], *, resume: bool) -> None:

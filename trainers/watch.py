@@ -113,6 +113,11 @@ class Alarms:
     FALLS: ClassVar = {"calls": 0.5, "turns": 0.34, "entropy": 0.1, "reward": 0.5}
     LIMITS: ClassVar = {
         "length_cut": (0.5, "of the actions are cut at max_new_tokens; raise it"),
+        "idle_groups": (
+            0.99,
+            "of the groups teach nothing, as all their attempts earned the same or were lost; "
+            "imitate first, take easier tasks, or a larger group_size",
+        ),
         "teacher_missing": (
             0.5,
             "of the tokens have no finite score of the teacher, which has no say in them: are its "
