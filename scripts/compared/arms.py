@@ -117,14 +117,17 @@ BRIDGE = {
 
 
 def bridge(teacher: str) -> Arm:
-    """Return who learns the teacher's distributions where the teacher acts; it ends its answers."""
+    """Return who learns the teacher's distributions where the teacher acts; it ends its answers.
+
+    Its plan has its rate, whatever that of the arm in `rate_of` is.
+    """
     return Arm(
         name="bridge",
         method="dagger",
         options={"first": 1.0, "least": 1.0, "white_box": True, "batch": 24},
         teacher=teacher,
         plan=BRIDGE,
-        rate_of=PIPELINE,
+        rate_of="turn_rloo",
     )
 
 
@@ -141,6 +144,11 @@ def without_opd(teacher: str) -> Arm:
     """Return the pipeline without its middle stage: what the reward makes of the bridge alone."""
     whole, _, _ = pipeline(teacher)
     return replace(whole, name="bridge, turn_rloo", then=TURN_RLOO, rate_of=PIPELINE)
+
+
+def at_the_rate_of(rival: str, arm: Arm) -> Arm:
+    """Return `arm` once more, where a rival's rate is not its own."""
+    return replace(arm, name=f"{arm.name}, at the rate of {rival}", rate_of=rival)
 
 
 ROUNDS = 4

@@ -25,8 +25,8 @@ EXPERIMENTS = (
         claim="Does a temporal curriculum help where late skills cannot be learnt early?",
         finding="Yes, if it is slow: F2B that deepens every eighth step (the whole task after a "
         "fifth of the budget) is above OPD at one rate in success, progress and area. At every "
-        "fourth step it is above in progress alone, and at the rate that its one dev seed chose "
-        "(.47 against .45 there) in nothing. A limit just above the expert's length does as "
+        "fourth step it is above in progress alone, and at the rate that its dev seeds chose "
+        "(.39 against .36 there) in nothing. A limit just above the expert's length does as "
         "much without a curriculum: above OPD, above F2B at its own rate, level with the slow "
         "one (.37 against .24), and B2F, whose slack of one turn is such a limit, is above OPD "
         "in progress. A constant cut never shows the last third and solves nothing. So it helps "
