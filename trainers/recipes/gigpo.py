@@ -42,7 +42,7 @@ def gigpo(
         source="arXiv:2505.10978",
         status="Episode statistics by episode; 0 without a second trajectory; floor under the "
         "standard deviation. The sum of levels weighs turns with a peer group about twice. "
-        "Measured where progress is paid turn by turn (docs/results.md): not told from GRPO.",
+        "Measured where progress is paid turn by turn (docs/results.md): level with GRPO.",
         credit=by_levels(episode, step, combine=summed),
         surrogate=ppo(0.2, 0.2),
         aggregate=token_mean,

@@ -45,7 +45,7 @@ def hgpo(
         source="arXiv:2602.22817",
         status="Renormalised over levels that hold two trajectories, not over nonzero advantages; "
         "floor under the standard deviation. Measured where progress is paid turn by turn "
-        "(docs/results.md): a little higher than GRPO, and not told from it.",
+        "(docs/results.md): level with GRPO.",
         credit=by_levels(*levels, combine=renormalise),
         history=history_turns,
         surrogate=ppo(0.2, 0.2),
