@@ -102,6 +102,8 @@ class Experiment:
     title: str
     claim: str
     """What is asked, in a sentence."""
+    short: str = ""
+    """What came out, in a line; the page begins with those of all experiments."""
     finding: str = ""
     """What came out, in words; the page says it above the numbers."""
     env_id: str = "turnwise/Corridor-v1"

@@ -7,6 +7,7 @@ a test holds the page to them. The files hold one row per run, so that other que
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -45,15 +46,30 @@ def write_page(experiments: Sequence[Experiment], results: Path, page: Path) -> 
 
 def page_of(experiments: Sequence[Experiment], results: Path) -> str:
     """Return the page."""
-    parts, missing = [HEAD], []
-    for about in experiments:
-        if (file := results / f"{about.name}.json").exists():
-            parts.append("\n".join(section(about, json.loads(file.read_text()))))
-        else:
-            missing.append(f"`{about.name}` ({about.title})")
+    files = {about.name: results / f"{about.name}.json" for about in experiments}
+    run = [about for about in experiments if files[about.name].exists()]
+    parts = [HEAD, _summary(run)]
+    for about in run:
+        parts.append("\n".join(section(about, json.loads(files[about.name].read_text()))))
+    missing = [f"- `{each.name}` ({each.title})" for each in experiments if each not in run]
     if missing:
-        parts.append("## Not run\n\n" + "\n".join(f"- {name}" for name in missing) + "\n")
+        parts.append("\n".join(["## Not run\n", *missing, ""]))
     return "\n".join(parts)
+
+
+def _summary(experiments: Sequence[Experiment]) -> str:
+    """Return a line for each experiment that says what came out, with a link to its numbers."""
+    lines = ["## In short\n", "| where | what came out |", "|---|---|"]
+    for about in experiments:
+        if about.short:
+            lines.append(f"| [{about.title}](#{_anchor(about.title)}) | {about.short} |")
+    return "\n".join([*lines, ""])
+
+
+def _anchor(title: str) -> str:
+    """Return what a heading is linked by: lower case, without punctuation, with hyphens."""
+    kept = re.sub(r"[^\w\- ]", "", title.lower())
+    return kept.replace(" ", "-")
 
 
 def section(about: Experiment, found: Mapping[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ EXPERIMENTS = (
         name="turn_credit",
         title="Turn-level credit: progress is paid turn by turn",
         claim="Does credit by the turn beat GRPO's by the trajectory, where turns are paid?",
+        short="turn_rloo, GiGPO and HGPO are level with GRPO.",
         finding="All rise well above their start, and none is told from GRPO, in success, "
         "progress or area: HGPO and GiGPO end .03 higher, turn_rloo .01 and turn_rloo with the "
         "histories of the recipe .05 lower (at its own rate, 3e-4; all others have 1e-3). So "
@@ -26,9 +27,22 @@ EXPERIMENTS = (
         rates=GENTLE,
     ),
     experiment(
+        name="turn_credit_long",
+        title="Turn-level credit: the same, at three times the budget",
+        claim="Does it tell where there is time to rise further?",
+        env=SLIPPING,
+        beginning=BEGINNER,
+        arms=CREDIT,
+        pairs=CREDIT_PAIRS,
+        plan=MANY,
+        budget=144_000,
+        rates=(3e-4, 1e-3),
+    ),
+    experiment(
         name="turn_credit_outcome",
         title="Turn-level credit, null: the end alone is paid",
         claim="Without rewards on the way there should be no difference, at one rate.",
+        short="Level, as a null should be.",
         finding="There is none: at one rate all four double what they solve, and turn_rloo, "
         "GiGPO and HGPO are level with GRPO in success, progress and area, as a null should be.",
         env={**SLIPPING, "progress": 0.0},
@@ -43,6 +57,7 @@ EXPERIMENTS = (
         name="turn_credit_one_turn",
         title="Turn-level credit, null: one turn",
         claim="With one turn there is one credit.",
+        short="Level, as a null should be.",
         finding="All level with GRPO, as a null should be. The start is nearly right already, "
         "and each loses a little of it at this rate.",
         env={"stages": 1, "turns": 1, "phased": True, "progress": 1.0},

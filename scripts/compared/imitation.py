@@ -20,6 +20,7 @@ EXPERIMENTS = (
         name="dagger",
         title="DAgger: hands slip",
         claim="Do labels on the student's own states beat demonstrations?",
+        short="Level with demonstrations, made under slips or without.",
         finding="Not here. With as many labels each, DAgger is level with demonstrations of "
         "either kind. Those that were made under slips keep more progress than those "
         "without, and solve no more. An earlier page counted episodes and not labels, "
@@ -37,6 +38,7 @@ EXPERIMENTS = (
             name=name,
             title=f"DAgger: hands slip, {labels:,} labels",
             claim="How many labels does it take?",
+            short=short,
             finding=finding,
             env={**SLIPPING, "p_slip": 0.1},
             beginning=SHELTERED,
@@ -45,12 +47,21 @@ EXPERIMENTS = (
             budget=0,
             rates=(5e-3,),
         )
-        for name, labels, finding in (("dagger_few", 500, FEW), ("dagger_many", 6000, MANY_LABELS))
+        for name, labels, short, finding in (
+            ("dagger_few", 500, "Too few to tell.", FEW),
+            (
+                "dagger_many",
+                6000,
+                "Above demonstrations made without slips, level with others.",
+                MANY_LABELS,
+            ),
+        )
     ),
     experiment(
         name="dagger_null",
         title="DAgger, null: nothing slips",
         claim="Where the expert never leaves its way, labels elsewhere should not help.",
+        short="Level, as a null should be.",
         finding="They do not: level with demonstrations over six seeds, in success and in "
         "progress, as a null should be.",
         env={**SLIPPING, "p_slip": 0.0},

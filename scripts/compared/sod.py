@@ -15,6 +15,7 @@ EXPERIMENTS = (
         name="sod_clean",
         title="SOD: tools fail, and the teacher has never seen it",
         claim="Do step-wise weights help where the teacher has no support after failures?",
+        short="SOD prevents the damage that OPD does, and is level with the reward alone.",
         finding="The weights fall where they should (about .4 on the path, .01 in a side "
         "branch, .09 after a failure), and where they fall is what matters: SOD doubles what it "
         "solves, while OPD, OPD + GRPO and the same weights made uniform or dealt at random "
@@ -35,6 +36,7 @@ EXPERIMENTS = (
         name="sod_robust",
         title="SOD reversed: the teacher knows the failures",
         claim="Do the weights hurt where the teacher is right after failures, too?",
+        short="Level with OPD at one rate; its weights cost .02 of progress.",
         finding="Hardly. At one rate SOD is level with OPD, and in progress .02 below OPD + "
         "GRPO and below its own weights made uniform or dealt at random, in success level with "
         "all of them: what the weights (.4 on the path, .3 after a failure) take away there is "
