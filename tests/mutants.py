@@ -43,7 +43,7 @@ class Mutant:
 
 def weight(old: str, new: str, test: str) -> Mutant:
     """Return a fault of trainers/weights.py."""
-    return Mutant("trainers/weights.py", old, new, f"test_distillation.py {test}")
+    return Mutant("trainers/weights.py", old, new, f"test_distillation_weights.py {test}")
 
 
 MUTANTS = [
@@ -54,11 +54,11 @@ MUTANTS = [
     weight("[here_M].mean() if", ".mean() if", "as_if_it_were"),
     weight("np.quantile(entropy_M[here_M]", "np.quantile(entropy_M", "as_if_it_were"),
     Mutant("trainers/routes.py", "table.scored_M & ~table.success_M", "~table.success_M",
-           "test_distillation.py as_if_it_were"),
+           "test_distillation_weights.py as_if_it_were"),
     Mutant("trainers/routes.py", "table.scored_M & table.success_M", "table.success_M",
-           "test_distillation.py as_if_it_were"),
+           "test_distillation_weights.py as_if_it_were"),
     Mutant("trainers/routes.py", "    first_M &= table.scored_M\n", "",
-           "test_distillation.py as_if_it_were"),
+           "test_distillation_weights.py as_if_it_were"),
     # The weights of SOD.
     weight("(np.median, table", "(np.max, table", "floor_is_a_share"),
     weight("np.full(table.traj_M.max(initial=-1) + 1, np.iinfo(np.int64).max)",

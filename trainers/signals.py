@@ -2,7 +2,7 @@
 
 With gamma = 0 their expectation is the gradient of KL(pi || target) at each position, the prefix
 held fixed; the target is the teacher, unless a piece says otherwise
-(tests/test_distillation.py shows it by enumeration). A token without a score is NaN here and
+(tests/test_signals.py shows it by enumeration). A token without a score is NaN here and
 masked by who mixes.
 """
 
