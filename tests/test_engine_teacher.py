@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import VOCAB, qwen3
-from test_teaching import NOW, episodes_of, gradient_of, learner_of, parts
+from pupils import NOW, episodes_of, gradient_of, learner_of, parts
 from test_vocabulary import Widest
 from torch.utils._python_dispatch import _disable_current_modes
 

@@ -2,7 +2,7 @@
 
 Teachers: the environment pays nothing, so that a gain is the teacher's. Rewards: nobody teaches.
 The controls take the source away and keep all else; success then stays where it was. The recipes
-that are not here learn in test_teaching.py (opd, vopd, gkd, sod) and in test_dagger.py (sft,
+that are not here learn in test_taught_runs.py (opd, vopd, gkd, sod) and in test_dagger.py (sft,
 dagger, guided_opd).
 """
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from runs import config_of, fresh
 from test_dagger import student_success
-from test_teaching import master  # noqa: F401  (a fixture)
+from test_taught_runs import master  # noqa: F401  (a fixture)
 from toys import Walks
 
 from turnwise.trainers.loop import train

@@ -11,8 +11,8 @@ from functools import partial
 import pytest
 import torch
 from imitated import jobs_of, models, played, renderer_of, scripted
+from pupils import Silent
 from runs import fresh
-from test_teaching import Silent
 from toys import Walks
 
 from turnwise.agents.executors import ByChance

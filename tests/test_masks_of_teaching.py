@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import qwen3
-from test_engine_teacher import behind_engine, packed_rows
-from test_teaching import (
+from pupils import (
     NOW,
     TAUGHT,
     Silent,
@@ -26,6 +25,7 @@ from test_teaching import (
     packed_of,
     parts,
 )
+from test_engine_teacher import behind_engine, packed_rows
 
 from turnwise.trainers.recipe import no_credit
 from turnwise.trainers.recipes import recipe

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 import torch
+from pupils import episodes_of, parts
 from servers import real_url, small
 from test_engine_training import give_back, run, tokens
-from test_teaching import episodes_of, parts
 
 from turnwise.agents.engines.base import ScoreRequest, ServerUnfit
 from turnwise.agents.engines.standin import Settings as Served
