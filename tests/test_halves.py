@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import VOCAB, other, qwen3
-from test_scorer import episodes, gradients, naive, packed_of, relative_gap, warmed
+from ragged import episodes, gradients, naive, packed_of, relative_gap, warmed
 from test_vocabulary import METHODS, Widest
 from torch import nn
 from transformers import (

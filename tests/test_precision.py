@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import other, qwen3
-from test_scorer import episodes, gradients, packed_of, relative_gap
+from ragged import episodes, gradients, packed_of, relative_gap
 
 from turnwise.trainers.batch import rows_of
 from turnwise.trainers.model import add_lora

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ragged import naive
 from runs import history, run, same_weights
-from test_scorer import naive
 from toys import Walks
 
 from turnwise.agents.engines.embedded import EmbeddedEngine

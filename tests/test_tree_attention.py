@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import torch
 from miniatures import VOCAB, qwen3
-from test_scorer import MODELS, episodes, gradients, packed_of, relative_gap, words
+from ragged import MODELS, episodes, gradients, packed_of, relative_gap, words
 from torch.nn.attention import flex_attention as torchs
 
 from turnwise.agents.engines.functional import Decoder

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import VOCAB, qwen3
-from test_scorer import episodes, relative_gap
+from ragged import episodes, relative_gap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from turnwise.trainers.batch import rows_of
