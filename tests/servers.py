@@ -70,6 +70,12 @@ class Place:
         return SavedWeights(self.folder, partial(own_logprobs, model), vocab)
 
 
+def saved(model, tokenizer, folder) -> SavedWeights:
+    vocab = model.get_input_embeddings().weight.shape[0]
+    score = lambda ids: own_logprobs(model, ids)  # noqa: E731
+    return SavedWeights(save_model(model, tokenizer, folder), score, vocab)
+
+
 def places() -> list[Any]:
     """Parameters for a fixture: each is (name, context manager of a server's maker)."""
     real = pytest.param(("vllm", real_server), marks=pytest.mark.vllm, id="vllm")

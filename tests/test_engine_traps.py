@@ -15,8 +15,7 @@ import httpx
 import pytest
 import torch
 from miniatures import naive_logprobs, nudge
-from servers import MAX_LEN, PROMPT, altered, draw, small, standin, wait_for
-from test_engine_faults import saved
+from servers import MAX_LEN, PROMPT, altered, draw, saved, small, standin, wait_for
 
 from turnwise.agents.engines import vllm_change, vllm_fleet
 from turnwise.agents.engines.base import GenRequest, Sampling, ScoreRequest
