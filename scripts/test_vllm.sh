@@ -48,5 +48,6 @@ for _ in $(seq 300); do
 done
 TURNWISE_VLLM_URL=$url TURNWISE_VLLM_MODEL=$work/model \
     .venv/bin/python -m pytest -q -m vllm --durations=5 "$@" \
-    tests/test_engine_contract.py tests/test_engine_adapters.py tests/test_engine_training.py \
+    tests/test_engine_contract.py tests/test_engine_weights.py tests/test_engine_wakes.py \
+    tests/test_vllm_habits.py tests/test_engine_adapters.py tests/test_engine_training.py \
     tests/test_served_teacher.py

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from contracts import LONG, WIRES, gap
 from miniatures import naive_logprobs, nudge
 from servers import PROMPT, Place, draw, places, standin, wait_for
-from test_engine_contract import LONG, WIRES, gap
 
 from turnwise.agents.engines.base import EngineError, GenRequest, Sampling, ScoreRequest
 from turnwise.agents.engines.client import ServerRefused
