@@ -30,11 +30,11 @@ RANKS = [
      "                part.full_tensor()\n", THREE),
     # Batches in flight.
     *(("trainers/pacing", "except (EngineError, ServerUnfit, ranks.RankFailed)",
-       f"except ({left}, ranks.RankFailed)", "pacing.py nobody_can_play")
+       f"except ({left}, ranks.RankFailed)", "pacing_hangs.py nobody_can_play")
       for left in ("EngineError", "ServerUnfit")),
     ("trainers/attempts", "        self.settings, self.fast = other.settings, other.fast\n",
      "        self.settings, self.fast, self.policy = other.settings, other.fast, other.policy\n",
-     "pacing.py does_not_hold"),
+     "pacing_hangs.py does_not_hold"),
     # Workers of Ray.
     (ATTEMPTS, "base_of(self.trainee.learner) if self.rollouts is None else super().replica()",
      "super().replica()", "ray.py keeps_no_weights"),

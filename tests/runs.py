@@ -62,3 +62,12 @@ def history(out) -> list[str]:
     episodes = [dict(found.raw) for found in read_records(out / "episodes.jsonl")]
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [canonical_json(without_times(x)) for x in (*episodes, *rows)]
+
+
+def episodes_of(out):
+    return [found.episode for found in read_records(Path(out) / "episodes.jsonl")]
+
+
+def schedule(out) -> list[tuple[str, int, int]]:
+    """Every episode with its seed and the version of the weights that sampled it."""
+    return [(e.id, e.policy_seed, e.turns[0].policy_version) for e in episodes_of(out)]
