@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from runs import TINY, fresh
+from toy_runs import TINY, fresh
 from toys import Walks
 
 from turnwise.agents.engines.embedded import EmbeddedEngine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from runs import TINY, config_of
+from toy_runs import TINY, config_of
 from toys import Walks
 
 from turnwise.trainers.loop import train
@@ -20,7 +20,6 @@ def fresh_long(seed=0):
 
 
 def go(out, method, teacher="", *, env=LONG, **more):
-    """Train and return the rows and the episodes by step."""
+    """Train and return the metrics of each step."""
     more = {"group_size": 2, "teacher": str(teacher), **more}
-    rows = list(train(config_of(out, **more), model=fresh_long(), make_env=env, recipe=method))
-    return rows
+    return list(train(config_of(out, **more), model=fresh_long(), make_env=env, recipe=method))

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from runs import run
+from toy_runs import run
 from toys import Walks
 
 from turnwise.trainers.watch import Alarms

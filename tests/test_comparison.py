@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from turnwise.agents.policy import ScriptedPolicy, expert
 from turnwise.agents.rollout import jobs_for, play
 from turnwise.envs.builtin.corridor import Corridor
 from turnwise.trainers.comparison import area, best_rate, paired, thirds, verdict
@@ -75,7 +76,6 @@ def test_thirds_are_the_means_of_the_steps_that_have_the_metric():
 
 def test_env_steps_are_the_turns_of_all_episodes():
     env = Corridor()
-    from turnwise.agents.policy import ScriptedPolicy, expert
 
     jobs = jobs_for(env.tasks("dev")[:3], run_seed=0, split="dev")
     episodes = list(play(jobs, Corridor, ScriptedPolicy(expert)))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from long_walks import LONG, fresh_long, go
-from runs import history, same_weights
+from toy_runs import history, same_weights
 from toys import Walks
 
 from turnwise.agents.record import read_records

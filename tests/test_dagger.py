@@ -11,8 +11,8 @@ import pytest
 import torch
 from imitated import jobs_of, models, neural, played
 from miniatures import naive_logprobs
-from runs import config_of, fresh, history, same_weights
 from safetensors.torch import load_file
+from toy_runs import config_of, fresh, history, same_weights
 from toys import Walks
 
 from turnwise.agents.engines.embedded import EmbeddedEngine

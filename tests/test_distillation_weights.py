@@ -107,7 +107,9 @@ def test_weights_by_place_rise_or_fall_along_a_trajectory():
                          (weights.pruned(), -1)):  # fmt: skip
         found = weight(table)
         for traj in np.unique(table.traj_M):
-            assert (sign * np.diff(found[table.traj_M == traj]) >= -1e-12).all()
+            along = sign * np.diff(found[table.traj_M == traj])
+            assert (along >= -1e-12).all()
+        assert found.std() > 1e-3, "flat weights neither rise nor fall"
 
 
 def test_nothing_is_pruned_where_no_overlap_is_asked_for():
@@ -137,9 +139,19 @@ def test_pruning_at_a_threshold_of_zero_gives_the_gradient_of_distillation(seed,
 def test_the_informative_tokens_are_a_share_of_each_trajectory_and_the_highest():
     table = some_table(4, trajs=30)
     kept = weights.informative(0.5)(table)
+    entropy = np.minimum(table.entropy_M, np.quantile(table.entropy_M[table.valid_M], 0.98))
+    h, d = (between(x, table.valid_M) for x in (entropy, table.drift_M))
+    score = np.where(table.valid_M, h + d - h * d, -np.inf)
     for traj in np.unique(table.traj_M):
         here = table.traj_M == traj
-        assert kept[here].sum() == math.ceil(0.5 * here.sum())
+        assert kept[here].sum() == math.ceil(0.5 * (here & table.valid_M).sum())
+        assert score[here & (kept == 1)].min() >= score[here & (kept == 0)].max()
+
+
+def between(values, here):
+    """Scaled so that those that count lie in 0..1."""
+    low, high = values[here].min(), values[here].max()
+    return (values - low) / (high - low)
 
 
 ALL_WEIGHTS = [*TURN_WEIGHTS, weights.ones, weights.from_the_front(), weights.towards_the_end(),

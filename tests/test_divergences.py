@@ -14,10 +14,10 @@ from turnwise.trainers import divergences as div
 # ------------------------------------------------------------ direct losses: named by gradient
 
 
-def scores_of(student, teacher, target=None):
+def scores_of(student, teacher):
     """One row per token of the vocabulary, each as if it had been sampled."""
     logp = student.log_softmax(-1)
-    ids = torch.arange(len(logp)) if target is None else target
+    ids = torch.arange(len(logp))
     rows = len(ids)
     return div.Scores(logp.expand(rows, -1), teacher.expand(rows, -1), ids, logp.detach()[ids])
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from runs import config_of, fresh
 from test_dagger import student_success
 from test_taught_runs import master  # noqa: F401  (a fixture)
+from toy_runs import config_of, fresh
 from toys import Walks
 
 from turnwise.trainers.loop import train

@@ -1,6 +1,7 @@
 """Laws of the real comparisons: names, controls that change one thing, and the page they give."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from contests import EXPERIMENTS, ROOT, SOD, shuffled, uniform
 
 from turnwise.trainers.contest import Job
 from turnwise.trainers.results_page import page_of
+from turnwise.trainers.tokens import TokenTable
 
 
 @pytest.mark.parametrize("about", EXPERIMENTS, ids=lambda about: about.name)
@@ -39,8 +41,6 @@ def test_a_control_of_sod_has_the_mean_of_its_weights_and_changes_nothing_else(c
 
 
 def _table():
-    from turnwise.trainers.tokens import TokenTable
-
     rng = np.random.default_rng(0)
     step, traj = np.tile(np.repeat(np.arange(5), 2), 4), np.repeat(np.arange(4), 10)
     return TokenTable(
@@ -72,3 +72,19 @@ def test_names_are_unique_and_every_pair_is_of_arms_that_are_there():
 def test_the_page_is_what_the_committed_results_give():
     page = (ROOT / "docs" / "results.md").read_text()
     assert page == page_of(EXPERIMENTS, ROOT / "docs" / "results")
+
+
+def test_the_page_begins_with_a_line_for_each_experiment_that_leads_to_its_numbers(tmp_path):
+    page = page_of(EXPERIMENTS, ROOT / "docs" / "results")
+    told = dict(re.findall(r"^\| \[(.+)\]\(#(.+)\) \| .+ \|$", page, re.M))
+    run = [e for e in EXPERIMENTS if (ROOT / "docs" / "results" / f"{e.name}.json").exists()]
+    assert list(told) == [about.title for about in run]
+    assert all(about.short.endswith(".") and len(about.short) <= 90 for about in EXPERIMENTS)
+    assert list(told.values()) == [slug(head) for head in re.findall("^## (.+)$", page, re.M)[1:]]
+    assert "| [" not in page_of(EXPERIMENTS, tmp_path), "what was not run has no line"
+
+
+def slug(heading):
+    """As the readers of Markdown link to a heading: letters, digits, hyphens for blanks."""
+    letters = (c for c in heading.lower() if c.isalnum() or c in " -_")
+    return "".join(letters).replace(" ", "-")

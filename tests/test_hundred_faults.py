@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import run
+from toy_runs import run
 from toys import Walks, crash
 
 from turnwise.agents.engines.base import EngineError

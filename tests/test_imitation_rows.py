@@ -12,7 +12,7 @@ import pytest
 import torch
 from imitated import jobs_of, models, played, renderer_of, scripted
 from pupils import Silent
-from runs import fresh
+from toy_runs import fresh
 from toys import Walks
 
 from turnwise.agents.executors import ByChance

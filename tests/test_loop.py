@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from miniatures import naive_logprobs
-from runs import config_of, fresh, history, run, same_weights, weights
+from toy_runs import config_of, fresh, history, run, same_weights, weights
 from toys import Fault, Faulty, Walks, crash
 
 from turnwise.agents.record import read_records, verify

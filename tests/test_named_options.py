@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import config_of, history, run, same_weights
+from toy_runs import config_of, history, run, same_weights
 
 from turnwise.trainers.config import IMPORTANCE, TrainConfig
 from turnwise.trainers.recipe import every_group, mixed_rewards

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import config_of, episodes_of, fresh, history, run, same_weights, schedule
+from toy_runs import config_of, episodes_of, fresh, history, run, same_weights, schedule
 from toys import Fault, Faulty, Walks, crash
 
 from turnwise.trainers.learner import Learner, TrainingDiverged
@@ -47,9 +47,6 @@ def test_a_batch_is_played_under_the_weights_of_depth_steps_ago(whole, depth):
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_two_runs_are_equal_to_the_last_bit_whoever_was_faster(tmp_path, whole, depth):
-    class Slower(Learner):
-        pass
-
     improve = Learner.improve
 
     def slow(self, *args):

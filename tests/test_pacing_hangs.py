@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from runs import config_of, episodes_of, fresh, run
+from toy_runs import config_of, episodes_of, fresh, run
 from toys import Faulty, Walks
 
 from turnwise.agents.engines.base import EngineError, ServerUnfit

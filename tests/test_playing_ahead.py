@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from runs import config_of, episodes_of, fresh, history, run, same_weights, schedule
+from toy_runs import config_of, episodes_of, fresh, history, run, same_weights, schedule
 from toys import Faulty, Walks
 
 from turnwise.trainers.batch import rows_of

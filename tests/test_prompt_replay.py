@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from long_walks import fresh_long, go
-from runs import config_of, history
+from toy_runs import config_of, history
 from toys import Walks, crash
 
 from turnwise.envs.types import Episode, Group, Segment, Task, Turn

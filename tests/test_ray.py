@@ -17,7 +17,7 @@ import clusters
 import pytest
 import torch
 from clusters import Told, need_ray, once_there, start_node
-from runs import config_of, fresh
+from toy_runs import config_of, fresh
 from toys import Walks
 
 from turnwise.agents.engines import standin, standin_sleep

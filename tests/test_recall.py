@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ragged import naive
-from runs import history, run, same_weights
+from toy_runs import history, run, same_weights
 from toys import Walks
 
 from turnwise.agents.engines.embedded import EmbeddedEngine

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fakes import Guess
 from miniatures import naive_logprobs
-from runs import TINY, config_of, fresh, history, run, same_weights
+from toy_runs import TINY, config_of, fresh, history, run, same_weights
 from toys import Walks
 
 from turnwise.envs.registry import UnknownEnv

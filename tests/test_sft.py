@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fakes import Guess
-from runs import fresh
+from toy_runs import fresh
 from toys import Walks
 
 from turnwise.agents.renderer import Renderer

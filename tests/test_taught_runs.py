@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pupils import TAUGHT
-from runs import config_of, fresh, history, same_weights
+from toy_runs import config_of, fresh, history, same_weights
 from toys import Walks
 
 from turnwise.agents.renderer import Renderer

@@ -7,7 +7,7 @@ import pytest
 import torch
 from miniatures import VOCAB, qwen3
 from pupils import episodes_of, gradient_of, learner_of, packed_of, parts
-from runs import fresh
+from toy_runs import fresh
 
 from turnwise.trainers.divergences import full
 from turnwise.trainers.recipes import recipe
