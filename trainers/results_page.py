@@ -28,14 +28,16 @@ made on the spot; unless another one is named, the world is `turnwise/Corridor-v
 wrong action leads into a side branch. All arms of an experiment begin, seed by seed, with the
 same student, which has imitated the expert up to a given progress in the world where it was shown
 (weights between two checkpoints; the world compared may be another one, and then seeds begin some
-way apart), and have the same number of environment steps; turns that an expert replays are
-charged, and so is the validation by which the pipeline decides; ways that an expert finds for a
-curriculum are given. Learning rates are chosen per method at the full budget on dev seeds and dev
-tasks, by the mean of success and progress; a control takes the rate of the method that it
-controls. Scores are from test tasks at T = 1, one attempt each; AUC is the area under success
-over the budget; methods of imitation have a number of labels in its place. Differences are paired
-by seed, with 95 % t intervals over seeds: **above** and **below** are those that do not hold 0.
-sd is the spread over seeds.
+way apart), and the same number of environment steps: a run ends with the training step that
+reaches it, and `steps` says with how many. Turns that an expert replays are charged, and so is the
+validation by which the pipeline decides; ways that an expert finds for a curriculum are given.
+Learning rates are chosen per method at the full budget on dev seeds and dev tasks, by the mean of
+success and progress; a control takes the rate of the method that it controls, and the bridge has
+one of its own everywhere, 3e-3, chosen by a look at one dev seed. Where a section says "one rate
+for all", none was chosen. Scores are from test tasks at T = 1, one attempt each; AUC is the area
+under success over the budget; methods of imitation have a number of labels in its place.
+Differences are paired by seed, with 95 % t intervals over seeds: **above** and **below** are those
+that do not hold 0. sd is the spread over seeds.
 """
 
 
@@ -94,32 +96,40 @@ def section(about: Experiment, found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _scores(names: Sequence[str], rows: Rows, found: Mapping[str, Any]) -> Iterator[str]:
-    what = "AUC" if found["budget"] else "labels"
-    yield f"| method | success | sd | progress | {what} | updates | rate | by seed |"
-    yield "|---|---|---|---|---|---|---|---|"
+    told = ("AUC", "steps") if found["budget"] else ("labels",)
+    head = ("method", "success", "sd", "progress", *told, "updates", "rate", "by seed")
+    yield _line(head)
+    yield "|" + "---|" * len(head)
+    blank = [""] * (len(told) + 3)
     for name, floor in found["floors"].items():
-        yield f"| *floor: {name}* | {floor['success']:.3f} | | {floor['progress']:.3f} | | | | |"
+        success, progress = f"{floor['success']:.3f}", f"{floor['progress']:.3f}"
+        yield _line((f"*floor: {name}*", success, "", progress, *blank))
     starts = list({row["seed"]: row["start"] for row in rows}.values())
-    yield _score("*start*", starts, "", "", "")
+    yield _score("*start*", starts, blank[:-1])
     for name in names:
-        mine = [row for row in rows if row["arm"] == name]
-        if mine:
-            area = f"{fmean(row['auc'] for row in mine):.3f}"
-            if not found["budget"]:
-                area = f"{fmean(row['env_steps'] for row in mine):,.0f}"
-            updates = f"{fmean(row['updates'] for row in mine):.0f}"
-            yield _score(name, [r["end"] for r in mine], area, updates, f"{mine[0]['rate']:g}")
+        if mine := [row for row in rows if row["arm"] == name]:
+            cells = _means(mine)[not found["budget"] :]
+            yield _score(name, [row["end"] for row in mine], cells)
     yield ""
 
 
-def _score(
-    name: str, ends: Sequence[Mapping[str, float]], area: str, updates: str, rate: str
-) -> str:
+def _means(rows: Rows) -> tuple[str, ...]:
+    """Return area, environment steps, updates and rate of an arm."""
+    area, spent, updates = (
+        fmean(row[name] for row in rows) for name in ("auc", "env_steps", "updates")
+    )
+    return f"{area:.3f}", f"{spent:,.0f}", f"{updates:.0f}", f"{rows[0]['rate']:g}"
+
+
+def _score(name: str, ends: Sequence[Mapping[str, float]], cells: Sequence[str]) -> str:
     success = [end["success"] for end in ends]
     progress = fmean(end["progress"] for end in ends)
     each = " ".join(f"{value:.2f}".lstrip("0") for value in success)
     sd = f"{spread(success):.3f}"
-    cells = (name, _interval(mean_t(success)), sd, f"{progress:.3f}", area, updates, rate, each)
+    return _line((name, _interval(mean_t(success)), sd, f"{progress:.3f}", *cells, each))
+
+
+def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 

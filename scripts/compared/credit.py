@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compared.arms import CREDIT, CREDIT_PAIRS, GRPO, HISTORIES
-from compared.regimes import BEGINNER, GENTLE, MANY, RL, SKILLED, SLIPPING, experiment
+from compared.regimes import BEGINNER, GENTLE, MANY, RL, SKILLED, SLIPPING, begins, experiment
+
+ONE_TURN = {"stages": 1, "turns": 1, "phased": True, "progress": 1.0}
 
 EXPERIMENTS = (
     experiment(
@@ -60,12 +62,12 @@ EXPERIMENTS = (
         short="Level, as a null should be.",
         finding="All level with GRPO, as a null should be. The start is nearly right already, "
         "and each loses a little of it at this rate.",
-        env={"stages": 1, "turns": 1, "phased": True, "progress": 1.0},
-        beginning=BEGINNER,
+        env=ONE_TURN,
+        beginning=begins(0.5, **ONE_TURN),
         arms=CREDIT,
         pairs=CREDIT_PAIRS,
         plan=RL,
         budget=1_500,
-        rates=(1e-3,),
+        rates=(3e-4, 1e-3),
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from compared.arms import arms_of_dagger, arms_without_slips, dagger_pairs
 from compared.regimes import SHELTERED, SLIPPING, experiment
 
+AROUND = (2e-3, 5e-3, 1e-2)
 FEW = (
     "So few labels teach little. DAgger's mean is the highest, and it is not told from either kind "
     "of demonstrations: .05 of progress above those with slips, at the edge of the interval."
@@ -31,7 +32,7 @@ EXPERIMENTS = (
         arms=arms_of_dagger(2000),
         pairs=dagger_pairs(2000),
         budget=0,
-        rates=(5e-3,),
+        rates=AROUND,
     ),
     *(
         experiment(
@@ -45,7 +46,7 @@ EXPERIMENTS = (
             arms=arms_of_dagger(labels),
             pairs=dagger_pairs(labels),
             budget=0,
-            rates=(5e-3,),
+            rates=AROUND if labels > 2000 else (5e-3,),
         )
         for name, labels, short, finding in (
             ("dagger_few", 500, "Too few to tell.", FEW),
