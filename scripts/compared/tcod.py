@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compared.arms import TCOD, TCOD_PAIRS, TCOD_ROBUST
+from compared.arms import PACE, TCOD, TCOD_PAIRS, TCOD_ROBUST
 from compared.regimes import (
     BEGINNER,
     CLEAN,
@@ -16,6 +16,11 @@ from compared.regimes import (
     SHELTERED,
     WIDE,
     experiment,
+)
+
+BACKWARD = tuple(
+    replace(TCOD["B2F, slack 1"], name=name, options={"every": PACE, "slack": slack}, rate_of="F2B")
+    for name, slack in (("B2F, slack 1, F2B's rate", 1), ("B2F as published, F2B's rate", None))
 )
 
 EXPERIMENTS = (
@@ -105,8 +110,15 @@ EXPERIMENTS = (
             *(TCOD[name] for name in ("OPD", "F2B")),
             *(TCOD[name] for name in ("OPD, tight turn limit", "OPD, constant cut T/4")),
             replace(TCOD["OPD"], name="OPD, F2B's rate", rate_of="F2B"),
+            *BACKWARD,
         ),
-        pairs=(*TCOD_PAIRS[:1], ("F2B", "OPD, F2B's rate"), *TCOD_PAIRS[2:]),
+        pairs=(
+            *TCOD_PAIRS[:1],
+            ("F2B", "OPD, F2B's rate"),
+            *TCOD_PAIRS[2:],
+            *((each.name, "OPD, F2B's rate") for each in BACKWARD),
+            ("F2B", BACKWARD[0].name),
+        ),
         plan=WIDE,
         budget=48_000,
         rates=GENTLE,
