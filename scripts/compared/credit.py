@@ -18,8 +18,8 @@ EXPERIMENTS = (
         finding="All rise well above their start, and none is told from GRPO, in success, "
         "progress or area: HGPO and GiGPO end .03 higher, turn_rloo .01 and turn_rloo with the "
         "histories of the recipe .05 lower (at its own rate, 3e-4; all others have 1e-3). So "
-        "credit by the turn brings nothing here that can be seen at this size. An earlier run "
-        "on another machine had HGPO above GRPO in progress by .035; here it is .01, and level.",
+        "credit by the turn brings nothing here that can be seen at this size. An earlier run on "
+        "another machine had HGPO above GRPO in progress by .035; here it is .01, and level.",
         env=SLIPPING,
         beginning=BEGINNER,
         arms=(*CREDIT, HISTORIES),
@@ -45,8 +45,8 @@ EXPERIMENTS = (
         title="Turn-level credit, null: the end alone is paid",
         claim="Without rewards on the way there should be no difference, at one rate.",
         short="Level, as a null should be.",
-        finding="There is none: at one rate all four double what they solve, and turn_rloo, "
-        "GiGPO and HGPO are level with GRPO in success, progress and area, as a null should be.",
+        finding="There is none: at one rate all four double what they solve, and turn_rloo, GiGPO "
+        "and HGPO are level with GRPO in success, progress and area, as a null should be.",
         env={**SLIPPING, "progress": 0.0},
         beginning=SKILLED,
         arms=(GRPO, *(replace(arm, rate_of="GRPO") for arm in CREDIT[1:])),
@@ -60,8 +60,8 @@ EXPERIMENTS = (
         title="Turn-level credit, null: one turn",
         claim="With one turn there is one credit.",
         short="Level, as a null should be.",
-        finding="All level with GRPO in success and area, as a null should be: all rise from .67 to "
-        "above .9. (They begin at half of the tasks where they were taught.)",
+        finding="All level with GRPO in success and area, as a null should be: all rise from .67 "
+        "to above .9. (They begin at half of the tasks where they were taught.)",
         env=ONE_TURN,
         beginning=begins(0.5, **ONE_TURN),
         arms=CREDIT,

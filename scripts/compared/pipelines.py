@@ -44,12 +44,12 @@ EXPERIMENTS = (
         title="Pipeline: distillation while it helps, then the reward; a clean teacher",
         claim="Is leaving the teacher on success never worse than the best single method?",
         short="It leaves the teacher at once: level with the best single method.",
-        finding="It is level with the best single method, though what it spends on looking "
-        "costs it area under success: in every seed it leaves the bridge at its first look, "
-        "after 8 % of the budget, and OPD at its first or second, at 18 to 24 %, with the "
-        "weights of the start. F2B, which stays, loses half its progress and all success. The "
-        "guard looks at success and progress: by success alone, which starts at .07, an earlier "
-        "pipeline stayed with the teacher for 78 % of the budget in three of six seeds.",
+        finding="It is level with the best single method, though what it spends on looking costs "
+        "it area under success: in every seed it leaves the bridge at its first look, after 8 % "
+        "of the budget, and OPD at its first or second, at 18 to 24 %, with the weights of the "
+        "start. F2B, which stays, loses half its progress and all success. The guard looks at "
+        "success and progress: by success alone, which starts at .07, an earlier pipeline stayed "
+        "with the teacher for 78 % of the budget in three of six seeds.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
@@ -62,17 +62,17 @@ EXPERIMENTS = (
         name="pipeline_robust",
         title="Pipeline with a teacher that knows the failures",
         claim="Does it beat every single method?",
-        finding="It is above every method that learns from the student's own attempts, by .68 "
-        "to .81 of success, in each of six seeds; and it is not told from its first stage "
-        "alone. The bridge is itself a method (DAgger's, where the teacher acts and gives its "
-        "distributions): kept to the end of the budget it solves .92, as the pipeline does; "
-        "seeds differ either way (.75 against .94, .93 against .80). There the teacher acts and "
-        "hardly fails, while a student that acts itself spends a third of its turns off the "
-        "path; and what was shown once is learnt from often (570 and 1,540 updates in place of "
-        "about 100). Which of the two counts was not taken apart. The middle stage costs .02: "
-        "the bridge, then turn_rloo, comes to .94, a little above the whole in each of six "
-        "seeds. The bridge's own rate (3e-3) and its rounds come of a look at one dev seed. One "
-        "dev seed chose OPD + GRPO's rate, too; at 1e-3 it came to .21 (above, SOD reversed).",
+        finding="It is above every method that learns from the student's own attempts, by .68 to "
+        ".81 of success, in each of six seeds; and it is not told from its first stage alone. The "
+        "bridge is itself a method (DAgger's, where the teacher acts and gives its "
+        "distributions): kept to the end of the budget it solves .92, as the pipeline does; seeds "
+        "differ either way (.75 against .94, .93 against .80). There the teacher acts and hardly "
+        "fails, while a student that acts itself spends a third of its turns off the path; and "
+        "what was shown once is learnt from often (570 and 1,540 updates in place of about 100). "
+        "Which of the two counts was not taken apart. The middle stage costs .02: the bridge, "
+        "then turn_rloo, comes to .94, a little above the whole in each of six seeds. The "
+        "bridge's own rate (3e-3) and its rounds come of a look at one dev seed. One dev seed "
+        "chose OPD + GRPO's rate, too; at 1e-3 it came to .21 (above, SOD reversed).",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
@@ -86,20 +86,20 @@ EXPERIMENTS = (
         name="pipeline_lesser",
         title="Pipeline with a teacher that solves less than half",
         claim="Does it beat every single method, its own bridge too, where there is room above it?",
-        short="It beats every single method (.72; bridge .47, OPD + GRPO .45) and its teacher (.49).",
-        finding="Yes, at either rate. At the one that the dev seeds chose (1e-3: .84 there, against "
-        ".82) it solves .72 of the tasks, where its teacher solves .49, and is above each single "
-        "method by .25 to .47 of success, in each of six seeds; in progress it is level with the "
-        "bridge and with OPD + GRPO. At turn_rloo's rate, 3e-4, it solves .90, and is above the "
-        "bridge and OPD + GRPO by .43 and .45: two dev seeds misjudged it. The bridge alone comes "
-        "near its teacher early (.4 on 32 tasks after a fourth of the budget) and stays there "
-        "(.47); OPD + GRPO, F2B and turn_rloo rise slowly from .06 and are still rising at the "
-        "end. So the stages need each other: the bridge brings the student where reward is met "
-        "often, and reward leads past the teacher. The middle stage does not pay: the bridge, "
-        "then turn_rloo, is above the whole in area at either rate, and at 3e-4 in success, too "
-        "(.93): it is what to try first where a teacher knows the way. Plan (16 attempts a step; "
-        "the bridge, as elsewhere, 64) and budget were chosen on one dev seed, on which after "
-        "48,000 steps the whole was level with its bridge (.35, .39).",
+        short="Above every single method (.72; bridge .47, OPD + GRPO .45) and its teacher (.49).",
+        finding="Yes, at either rate. At the one that the dev seeds chose (1e-3: .84 there, "
+        "against .82) it solves .72 of the tasks, where its teacher solves .49, and is above each "
+        "single method by .25 to .47 of success, in each of six seeds; in progress it is level "
+        "with the bridge and with OPD + GRPO. At turn_rloo's rate, 3e-4, it solves .90, and is "
+        "above the bridge and OPD + GRPO by .43 and .45: two dev seeds misjudged it. The bridge "
+        "alone comes near its teacher early (.4 on 32 tasks after a fourth of the budget) and "
+        "stays there (.47); OPD + GRPO, F2B and turn_rloo rise slowly from .06 and are still "
+        "rising at the end. So the stages need each other: the bridge brings the student where "
+        "reward is met often, and reward leads past the teacher. The middle stage does not pay: "
+        "the bridge, then turn_rloo, is above the whole in area at either rate, and at 3e-4 in "
+        "success, too (.93): it is what to try first where a teacher knows the way. Plan (16 "
+        "attempts a step; the bridge, as elsewhere, 64) and budget were chosen on one dev seed, "
+        "on which after 48,000 steps the whole was level with its bridge (.35, .39).",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"lesser": LESSER},
@@ -118,11 +118,12 @@ EXPERIMENTS = (
         title="BabyAI-GoToLocal: the teacher's way, the student's way, or the reward",
         claim="What do 12,000 steps of a minigrid level teach a student that solves half of it?",
         short="The bridge: .82 from .50. OPD and turn_rloo: .58.",
-        finding="To follow the teacher's own way, with its distributions: .82 in six seeds, "
-        "from .50, above OPD and above the reward by .24, in each of them. Both of these gain .09 "
-        "and are level with each other (58 and 45 updates, while the bridge makes 147); over the "
+        finding="To follow the teacher's own way, with its distributions: .82 in six seeds, from "
+        ".50, above OPD and above the reward by .24, in each of them. Both of these gain .09 and "
+        "are level with each other (58 and 45 updates, while the bridge makes 147); over the "
         "start OPD's gain can be told, turn_rloo's cannot. With one dev seed turn_rloo had 1e-3, "
-        "at which it came to .52. The teacher, a larger transformer, was taught by minigrid's bot.",
+        "at which it came to .52. The teacher, a larger transformer, was taught by minigrid's "
+        "bot.",
         env_id="turnwise/BabyAI-GoToLocal-v1",
         env={},
         models=BABYAI,

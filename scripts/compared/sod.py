@@ -16,13 +16,12 @@ EXPERIMENTS = (
         title="SOD: tools fail, and the teacher has never seen it",
         claim="Do step-wise weights help where the teacher has no support after failures?",
         short="SOD prevents the damage that OPD does, and is level with the reward alone.",
-        finding="The weights fall where they should (about .4 on the path, .01 in a side "
-        "branch, .09 after a failure), and where they fall is what matters: SOD doubles what it "
-        "solves, while OPD, OPD + GRPO and the same weights made uniform or dealt at random "
-        "lose all success and a third of the progress that they began with, at rates of their "
-        "own. But SOD is level with GRPO alone: with such a teacher its weights take the harm "
-        "away and the teacher adds nothing. OPD, OPD + GRPO and GRPO took the lowest rate of "
-        "the grid.",
+        finding="The weights fall where they should (about .4 on the path, .01 in a side branch, "
+        ".09 after a failure), and where they fall is what matters: SOD doubles what it solves, "
+        "while OPD, OPD + GRPO and the same weights made uniform or dealt at random lose all "
+        "success and a third of the progress that they began with, at rates of their own. But SOD "
+        "is level with GRPO alone: with such a teacher its weights take the harm away and the "
+        "teacher adds nothing. OPD, OPD + GRPO and GRPO took the lowest rate of the grid.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
@@ -37,14 +36,14 @@ EXPERIMENTS = (
         title="SOD reversed: the teacher knows the failures",
         claim="Do the weights hurt where the teacher is right after failures, too?",
         short="Level with OPD at one rate; its weights cost .02 of progress.",
-        finding="Hardly. At one rate SOD is level with OPD, and in progress .02 below OPD + "
-        "GRPO and below its own weights made uniform or dealt at random, in success level with "
-        "all of them: what the weights (.4 on the path, .3 after a failure) take away there is "
-        "worth a little. At rates of their own OPD (.20) and OPD + GRPO (.21) are further above "
-        "SOD (.11), and OPD is above GRPO alone (.12), while SOD is level with it: theirs came "
-        "out as 1e-3 and its as 3e-4, by two dev seeds on which two rates of each lie within "
-        ".02. So SOD's weights pay for themselves where the teacher has no support, and cost a "
-        "little where it has.",
+        finding="Hardly. At one rate SOD is level with OPD, and in progress .02 below OPD + GRPO "
+        "and below its own weights made uniform or dealt at random, in success level with all of "
+        "them: what the weights (.4 on the path, .3 after a failure) take away there is worth a "
+        "little. At rates of their own OPD (.20) and OPD + GRPO (.21) are further above SOD "
+        "(.11), and OPD is above GRPO alone (.12), while SOD is level with it: theirs came out as "
+        "1e-3 and its as 3e-4, by two dev seeds on which two rates of each lie within .02. So "
+        "SOD's weights pay for themselves where the teacher has no support, and cost a little "
+        "where it has.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},

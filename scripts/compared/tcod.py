@@ -31,13 +31,13 @@ EXPERIMENTS = (
         short="A slow F2B is above OPD (.24, .09); a tight turn limit does as much.",
         finding="Yes, if it is slow: F2B that deepens every eighth step (the whole task after a "
         "fifth of the budget) is above OPD at one rate in success, progress and area. At every "
-        "fourth step it is above in progress alone, and at the rate that its dev seeds chose "
-        "(.39 against .36 there) in nothing. A limit just above the expert's length does as "
-        "much without a curriculum: above OPD, above F2B at its own rate, level with the slow "
-        "one (.37 against .24), and B2F, whose slack of one turn is such a limit, is above OPD "
-        "in progress. A constant cut never shows the last third and solves nothing. So it helps "
-        "not to play on where one is lost, by either way; that the order of depths adds to it "
-        "is not seen. Success is bimodal (.0 or .3 to .7): six seeds tell little more.",
+        "fourth step it is above in progress alone, and at the rate that its dev seeds chose (.39 "
+        "against .36 there) in nothing. A limit just above the expert's length does as much "
+        "without a curriculum: above OPD, above F2B at its own rate, level with the slow one (.37 "
+        "against .24), and B2F, whose slack of one turn is such a limit, is above OPD in "
+        "progress. A constant cut never shows the last third and solves nothing. So it helps not "
+        "to play on where one is lost, by either way; that the order of depths adds to it is not "
+        "seen. Success is bimodal (.0 or .3 to .7): six seeds tell little more.",
         env=PHASED,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
@@ -58,12 +58,12 @@ EXPERIMENTS = (
         claim="Does the curriculum help a student whose teacher is never off its support?",
         short="Level, at one rate: nothing to gain where the teacher is right off the path, too.",
         finding="No: where the teacher is right off the path, too, F2B, B2F and a tight turn "
-        "limit are level with OPD in success, progress and area; all but the constant cut, "
-        "which never shows the last third, rise to .5 to .7 from .05. Two dev seeds gave all of "
-        "them one rate, 1e-3. By the first of them alone OPD, B2F and the limit (with OPD's) "
-        "had 3e-4: there OPD ended at .29, and B2F (.54) and the limit (.48) were above it, as "
-        "was F2B at 1e-3 (.64). So an earlier page's gain of F2B was its rate; at a rate too "
-        "low to arrive, not to play on where one is lost helps.",
+        "limit are level with OPD in success, progress and area; all but the constant cut, which "
+        "never shows the last third, rise to .5 to .7 from .05. Two dev seeds gave all of them "
+        "one rate, 1e-3. By the first of them alone OPD, B2F and the limit (with OPD's) had 3e-4: "
+        "there OPD ended at .29, and B2F (.54) and the limit (.48) were above it, as was F2B at "
+        "1e-3 (.64). So an earlier page's gain of F2B was its rate; at a rate too low to arrive, "
+        "not to play on where one is lost helps.",
         env=PHASED,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
@@ -78,8 +78,8 @@ EXPERIMENTS = (
         title="TCOD, null: 3 stages",
         claim="In a short task there is nothing to order.",
         short="Level, as a null should be.",
-        finding="Level, as a null should be, in success, progress and area: both learn nearly "
-        "all of it.",
+        finding="Level, as a null should be, in success, progress and area: both learn nearly all "
+        "of it.",
         env={"stages": 3, "turns": 6, "phased": True, "progress": 1.0},
         beginning=BEGINNER,
         teachers={"robust": ROBUST},
@@ -100,9 +100,9 @@ EXPERIMENTS = (
         finding="It helps to get there sooner: F2B has twice OPD's area under success (.54 "
         "against .25), above it whether OPD has its own rate or F2B's. In success at the end it "
         "is level with OPD at either rate (.87 against .66 and .73): F2B ends at .8 to .9 in "
-        "every seed, OPD in three of six, at either rate. A tight turn limit is level with "
-        "both; it fails in one seed and ends at half in another. The constant cut is below OPD. "
-        "OPD's and the limit's rate, 3e-3, is the highest of the grid.",
+        "every seed, OPD in three of six, at either rate. A tight turn limit is level with both; "
+        "it fails in one seed and ends at half in another. The constant cut is below OPD. OPD's "
+        "and the limit's rate, 3e-3, is the highest of the grid.",
         env=LONG,
         beginning=replace(SHELTERED, env={"stages": 8, "turns": 16}),
         teachers={"clean": CLEAN_STATIONARY},
