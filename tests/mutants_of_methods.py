@@ -41,6 +41,12 @@ METHODS = [
      "return 1.0 if progress.step <= step else then", "distillation.py switch_where_they_say"),
     (MIXES, "return max(least, first - by * progress.step)", "return first - by * progress.step",
      "imitation_labels.py beta_falls"),
+    (MIXES, "    steps = progress.steps - 1\n", "    steps = progress.steps\n",
+     "imitation_labels.py up_to_k_turns"),
+    ("trainers/recipes/dagger", "late if always_handoff else either(chance, late) if handoff else",
+     "", "imitation_labels.py up_to_k_turns"),
+    ("trainers/recipes/dagger", "    shares(first=first, fall=fall, least=least)\n", "",
+     "imitation_labels.py refuses_by_its_name"),
     # Where attempts begin and end.
     (CURRICULUM, "turns = start + pace(progress)", "turns = start + 1 + pace(progress)",
      "curriculum.py forward_to_backward_grows"),

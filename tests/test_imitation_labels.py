@@ -22,7 +22,8 @@ from turnwise.agents.executors import ByChance, Either, StudentFirst
 from turnwise.agents.labels import FAILED, own_turns
 from turnwise.trainers.dagger import lessons
 from turnwise.trainers.imitation import by_chance, student_first
-from turnwise.trainers.mixes import Progress, constant, falling
+from turnwise.trainers.mixes import Progress, constant, falling, through
+from turnwise.trainers.recipes import recipe
 
 torch.set_num_threads(1)
 
@@ -100,6 +101,35 @@ def test_beta_falls_by_steps_to_its_floor():
     assert betas == pytest.approx([1.0, 0.8, 0.6, 0.6, 0.6])
     assert by_chance(falling())(Progress(1, 5)) == ByChance(0.8)
     assert student_first(constant(3.0))(Progress(0, 5)) == StudentFirst(3)
+
+
+def test_the_student_plays_up_to_k_turns_first_in_the_last_round_and_none_in_the_first():
+    def rounds(steps, **options):
+        roll_in = recipe("dagger", **options).imitation.roll_in
+        return [roll_in(Progress(i, steps)) for i in range(steps)]
+
+    late = [StudentFirst(most) for most in (0, 2, 5, 8, 10)]
+    assert rounds(5, handoff=10, always_handoff=True) == late
+    assert rounds(1, handoff=10, always_handoff=True) == [StudentFirst(10)]
+    betas = [ByChance(beta(Progress(i, 5))) for i in range(5) for beta in [falling()]]
+    assert rounds(5) == betas
+    pairs = zip(betas, late, strict=True)
+    assert rounds(5, handoff=10) == [Either((by_beta, first)) for by_beta, first in pairs]
+    assert [through(1, 3)(Progress(i, 3)) for i in range(4)] == [1, 2, 3, 3]
+
+
+WRONG = [
+    ({"first": 1.5}, "first is a share from 0 to 1, got 1.5"),
+    ({"fall": 1.5}, "fall is a share from 0 to 1, got 1.5"),
+    ({"least": 1.5}, "least is a share from 0 to 1, got 1.5"),
+    ({"always_handoff": True}, "always_handoff has the student play .* got 0: name at least 1"),
+]
+
+
+@pytest.mark.parametrize(("options", "why"), WRONG)
+def test_dagger_refuses_by_its_name_what_no_round_could_be_played_by(options, why):
+    with pytest.raises(ValueError, match=f"recipe 'dagger' with .*: {why}"):
+        recipe("dagger", **options)
 
 
 def guess_policy(roll_in, **more):

@@ -92,6 +92,20 @@ def _linear(progress: Progress, first: float, last: float, over: float) -> float
     return first + (last - first) * share
 
 
+def through(first: float, last: float) -> Schedule:
+    """From `first` in the first step to `last` in the last one, where `linear` would end behind it.
+
+    A run of one step has `last`.
+    """
+    at_least(0, first=first, last=last)
+    return partial(_through, first=first, last=last)
+
+
+def _through(progress: Progress, first: float, last: float) -> float:
+    steps = progress.steps - 1
+    return first + (last - first) * min(1.0, progress.step / steps) if steps > 0 else last
+
+
 def cosine(first: float, last: float, over: float = 1.0) -> Schedule:
     """From `first` to `last` over the share `over` of the run along half a cosine, then `last`."""
     at_least(0, first=first, last=last)

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from turnwise.trainers.divergences import fkl, full
 from turnwise.trainers.imitation import Imitation, by_chance, either, student_first, union, window
-from turnwise.trainers.mixes import falling, linear
+from turnwise.trainers.mixes import falling, through
+from turnwise.trainers.ranges import shares
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.surrogates import token_mean, turn_mean
 
@@ -39,8 +40,9 @@ def dagger(
 
     Args:
         first: beta of the first round; it falls by `fall` each round down to `least`.
-        handoff: K in the last round, growing from 0; above 0, half of the episodes are played by
-            the student first, or all of them with `always_handoff`.
+        handoff: K in the last round, growing from 0 in the first; above 0, half of the episodes
+            are played by the student first.
+        always_handoff: all of them are; `handoff` is at least 1 then.
         rounds: keep so many of the newest rounds; 0 keeps all.
         cap: labels of an episode, at most.
         white_box: the forward KL to a neural teacher's distributions in place of its samples.
@@ -48,7 +50,13 @@ def dagger(
         batch: episodes of an update.
         temperature: at which a neural teacher acts and labels; 0 varies less and knows one mode.
     """
-    chance, late = by_chance(falling(first, fall, least)), student_first(linear(0.0, handoff))
+    shares(first=first, fall=fall, least=least)
+    if always_handoff and handoff < 1:
+        raise ValueError(
+            f"always_handoff has the student play up to `handoff` turns first, got {handoff:g}: "
+            "name at least 1, or leave always_handoff out"
+        )
+    chance, late = by_chance(falling(first, fall, least)), student_first(through(0.0, handoff))
     return Recipe(
         name="dagger",
         source="arXiv:2605.12913 eq. 9, 12-13",
