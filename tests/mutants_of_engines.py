@@ -275,7 +275,7 @@ ENGINES = [
      "    except ServerRefused:\n        return False\n", "engine_sleep.py nothing_to_free"),
     (SLEEP, "    if not await is_asleep(server):\n", "    if False:\n",
      "engine_sleep.py awake_after_all"),
-    (SLEEP, '{"weights_path": await _started_with(server)}', "{}",
+    (SLEEP, '{"weights_path": await started_with(server)}', "{}",
      "engine_sleep.py awake_and_holds_weights"),
     (SLEEP, "    if asleep:\n", "    if False:\n", "engine_sleep.py was_killed"),
     ("trainers/loop", "TooManyLost, NotAsleep, TrainingDiverged", "TooManyLost, TrainingDiverged",

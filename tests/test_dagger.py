@@ -31,11 +31,11 @@ from turnwise.trainers.imitation import Imitation, by_chance
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.loop import train
 from turnwise.trainers.mixes import constant
-from turnwise.trainers.model import load_model
+from turnwise.trainers.model import load_model, save_model
 from turnwise.trainers.recipe import Recipe, mixed_rewards
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.recipes.dagger import dagger
-from turnwise.trainers.teachers import synced
+from turnwise.trainers.teachers import TeacherMismatch, synced
 from turnwise.trainers.tutor import NoTeacher
 
 torch.set_num_threads(1)
@@ -205,6 +205,15 @@ def test_a_recipe_that_needs_a_teacher_says_so_before_it_starts(tmp_path):
     with pytest.raises(NoTeacher, match="'guided_opd' learns from a teacher: name one"):
         go(tmp_path / "run", "guided_opd")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_other_tokens_is_told_how_to_teach_by_its_text(tmp_path):
+    other, tokenizer = fresh()
+    tokenizer.add_tokens(["<zebra>"])
+    other.resize_token_embeddings(len(tokenizer))
+    where = save_model(other, tokenizer, tmp_path / "other")
+    with pytest.raises(TeacherMismatch, match=r"zebra.* --teacher openai:MODEL@URL"):
+        go(tmp_path / "run", "dagger", teacher=str(where))
 
 
 def test_a_black_box_can_be_the_teacher(tmp_path):

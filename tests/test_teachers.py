@@ -137,3 +137,5 @@ def test_another_vocabulary_is_refused_by_its_first_difference():
     require_same_vocabulary(tokenizer, tokenizer)
     with pytest.raises(TeacherMismatch, match=r"first difference is token '<zebra>' with id"):
         require_same_vocabulary(tokenizer, other)
+    with pytest.raises(TeacherMismatch, match="--recipe dagger --teacher openai:MODEL@URL"):
+        require_same_vocabulary(tokenizer, other)

@@ -33,14 +33,13 @@ from turnwise.trainers.dagger import Lessons, lessons
 from turnwise.trainers.engines import served
 from turnwise.trainers.imitation import Imitation
 from turnwise.trainers.mixes import Progress
-from turnwise.trainers.model import load_model
 from turnwise.trainers.recipe import Recipe, every_group
 from turnwise.trainers.run_folder import RunFolder
 from turnwise.trainers.shared_folder import SharedFolder
-from turnwise.trainers.teachers import ModelTeacher, frozen, require_same_vocabulary
+from turnwise.trainers.teachers import ModelTeacher
 from turnwise.trainers.trainee import Trainee
 from turnwise.trainers.turns import turn_table
-from turnwise.trainers.tutor import NoTeacher, Tutor
+from turnwise.trainers.tutor import NoTeacher, Tutor, in_this_process
 from turnwise.trainers.watch import (
     TooManyLost,
     env_steps,
@@ -112,10 +111,8 @@ class Rounds:
         named = self.config.teacher
         if not named or named.startswith(BLACK_BOX) or is_address(named):
             return None
-        model, theirs = load_model(named)
-        require_same_vocabulary(self.trainee.tokenizer, theirs)
-        model = model.to(self.trainee.learner.accelerator.device)
-        return frozen(model, self.config.max_tokens)
+        learner, tokenizer = self.trainee.learner, self.trainee.tokenizer
+        return in_this_process(named, learner, tokenizer, self.config.max_tokens)
 
     def _teacher(self, env: Env) -> Teacher:
         if self.how.direct is not None and self.scorer is None:

@@ -20,7 +20,7 @@ from turnwise.agents.engines.base import Engine, ScoreOutput, ScoreRequest
 from turnwise.trainers.batch import Packed, Row
 from turnwise.trainers.distillation import Column, Distillation
 from turnwise.trainers.divergences import entries_read
-from turnwise.trainers.teachers import Scored, TeacherMismatch
+from turnwise.trainers.teachers import Scored, TeacherMismatch, without
 from turnwise.trainers.teaching import TOP
 
 ENTRIES: dict[Column, float] = {"top": 1, "overlap": TOP, "reverse_kl": math.inf}
@@ -38,17 +38,25 @@ class EngineTeacher:
         engine: of a model with the student's tokenizer.
         vocabulary: how many ids the student has.
         topk: how many of the likeliest tokens to ask for.
+        unscored: ids that mean something else to it, see `turnwise.trainers.ends`.
 
     Raises:
         ValueError: `topk` is negative, or the engine gives no likeliest tokens.
     """
 
-    def __init__(self, engine: Engine, vocabulary: int, topk: int = 0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        vocabulary: int,
+        topk: int = 0,
+        unscored: frozenset[int] = frozenset(),
+    ) -> None:
         if topk < 0:
             raise ValueError(f"topk must be 0 or more, got {topk}")
         if topk and "score_topk" not in engine.capabilities:
             raise ValueError(f"topk is {topk}, and the engine scores given tokens alone: take 0")
         self.engine, self.vocabulary, self.topk = engine, vocabulary, min(topk, vocabulary)
+        self.unscored = unscored
 
     def require(self, how: Distillation) -> None:
         """Refuse what reads more than the engine gives.
@@ -69,7 +77,7 @@ class EngineTeacher:
         for places, output, offsets in self._outputs(packed, topk=0):
             values = [output.logprobs[offset] for offset in offsets]
             found_M[places] = torch.tensor(values, dtype=found_M.dtype, device=found_M.device)
-        return found_M
+        return without(found_M, packed.target_M, self.unscored)
 
     def logprobs(self, packed: Packed) -> Tensor:
         """Return log T of each trained token and of the likeliest `topk`; -inf for others. [M, V]
@@ -94,6 +102,7 @@ class EngineTeacher:
                     said = len(output.topk_ids[offset])
                     ids_MK[m, :said] = ids_MK.new_tensor(output.topk_ids[offset])
                     likeliest_MK[m, :said] = of_M.new_tensor(output.topk_logprobs[offset])
+        chosen_M = without(chosen_M, packed.target_M, self.unscored)
 
         def of(part: slice) -> Tensor:
             found_mV = of_M.new_full((len(of_M[part]), self.vocabulary), -torch.inf)

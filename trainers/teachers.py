@@ -25,6 +25,10 @@ Scored = Callable[[slice], Tensor]
 """Which of the M trained tokens -> log T over the vocabulary of those, [m, V]."""
 
 
+BY_ITS_TEXT = "or learn from its text: --recipe dagger --teacher openai:MODEL@URL"
+"""What is left to a teacher whose tokens are not the student's."""
+
+
 class TeacherMismatch(ValueError):
     """What the teacher says is not about the student's tokens; the message says how they differ."""
 
@@ -70,7 +74,7 @@ def _of_the_student(scores_MV: Tensor, vocabulary: int) -> Tensor:
     if (width := scores_MV.shape[-1]) < vocabulary:
         raise TeacherMismatch(
             f"the teacher scores {width} ids and the student has {vocabulary}: resize the "
-            "student's embeddings to the teacher's, or learn from its text with dagger"
+            f"student's embeddings to the teacher's, {BY_ITS_TEXT}"
         )
     return scores_MV if width == vocabulary else scores_MV[:, :vocabulary].log_softmax(-1)
 
@@ -136,13 +140,19 @@ class ModelTeacher:
         model: kept as it is, without gradients.
         max_len: longest sequence in tokens; a hint may come on top.
         follow: (own parameters, student's parameters, updates); see `ema` and `synced`.
+        unscored: ids that mean something else to it, see `turnwise.trainers.ends`.
     """
 
     def __init__(
-        self, model: nn.Module, max_len: int, follow: Callable[..., None] | None = None
+        self,
+        model: nn.Module,
+        max_len: int,
+        follow: Callable[..., None] | None = None,
+        unscored: frozenset[int] = frozenset(),
     ) -> None:
         self.model = model.requires_grad_(False).eval()
         self.max_len, self.scorer, self.follow = max_len, Scorer(self.model, max_len), follow
+        self.unscored = unscored
 
     def logprobs(self, packed: Packed) -> Tensor:
         """Return log T over the vocabulary at each trained token. [M, V]
@@ -170,7 +180,12 @@ class ModelTeacher:
 
     def _scored(self, seen: Packed) -> Scored:
         logits = self.scorer.by_parts(seen)
-        return lambda part: (logits(part) / seen.temperature_M[part, None]).log_softmax(-1)
+
+        def of(part: slice) -> Tensor:
+            scores_mV = (logits(part) / seen.temperature_M[part, None]).log_softmax(-1)
+            return without(scores_mV, seen.target_M[part], self.unscored)
+
+        return of
 
     @property
     def _positions(self) -> int:
@@ -214,6 +229,14 @@ def scores_by_parts(teacher: Teacher, packed: Packed, vocabulary: int) -> Scored
     return lambda part: _of_the_student(taught(part), vocabulary)
 
 
+def without(scores: Tensor, target_m: Tensor, ids: frozenset[int]) -> Tensor:
+    """Return the scores, [m] or [m, V], with NaN at the tokens that are one of `ids`."""
+    if not ids:
+        return scores
+    gone_m = torch.isin(target_m, target_m.new_tensor(sorted(ids)))
+    return scores.masked_fill(gone_m if scores.ndim == 1 else gone_m[:, None], torch.nan)
+
+
 def _of_tokens(by_row: Sequence[Value], rows: Sequence[Row]) -> list[Value]:
     """What each trained token's row has. [M]"""
     return [value for row, value in zip(rows, by_row, strict=True) for _ in row.trained]
@@ -245,9 +268,9 @@ def _length(row: Row) -> int:
     return len(row.hint) + max(len(row.prompt), row.start + len(row))
 
 
-def frozen(model: nn.Module, max_len: int) -> ModelTeacher:
+def frozen(model: nn.Module, max_len: int, unscored: frozenset[int] = frozenset()) -> ModelTeacher:
     """Another model, or the student's first weights, for good."""
-    return ModelTeacher(model, max_len)
+    return ModelTeacher(model, max_len, unscored=unscored)
 
 
 def copied(student: nn.Module) -> nn.Module:
@@ -382,7 +405,7 @@ def require_same_vocabulary(student: object, teacher: object) -> None:
     raise TeacherMismatch(
         f"the teacher's vocabulary of {len(theirs)} tokens is not the student's of {len(mine)}: "
         f"the first difference is token {token!r} with id {index}; train a teacher with the "
-        "student's tokenizer, or learn from its text with dagger"
+        f"student's tokenizer, {BY_ITS_TEXT}"
     )
 
 

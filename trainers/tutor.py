@@ -6,12 +6,12 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from turnwise.agents.engines.base import Engine
+from turnwise.agents.engines.base import EngineError
 from turnwise.agents.engines.functional import base_model
 from turnwise.agents.renderer import Renderer
 from turnwise.envs.types import Episode
@@ -20,15 +20,25 @@ from turnwise.trainers.batch import Row
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.contexts import with_context
 from turnwise.trainers.distillation import Distillation
+from turnwise.trainers.ends import ends_in, ends_of, foreign
 from turnwise.trainers.engine_teacher import EngineTeacher, likeliest
 from turnwise.trainers.engines import TOLERANCE, served
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.mixes import Progress
-from turnwise.trainers.model import load_model
+from turnwise.trainers.model import ModelNotFound, load_model
 from turnwise.trainers.recipe import Recipe
-from turnwise.trainers.teachers import Teacher, TeacherMismatch, frozen, require_same_vocabulary
+from turnwise.trainers.teachers import (
+    ModelTeacher,
+    Teacher,
+    TeacherMismatch,
+    frozen,
+    require_same_vocabulary,
+)
 from turnwise.trainers.teaching import distil
 from turnwise.trainers.turns import TurnTable
+
+if TYPE_CHECKING:
+    from turnwise.agents.engines.vllm import VllmEngine
 
 
 class NoTeacher(ValueError):
@@ -131,7 +141,8 @@ def tutor_for(
 
     Args:
         teacher: folder or name of a model with the student's vocabulary, or the address of a
-            server that holds one.
+            server that holds one. An end of a turn that is none to it has no score; of a server
+            that is known where the folder that it was started with is on this machine.
         tolerance: of that server; see `turnwise.trainers.engines.served`.
         temperature: at which the run samples; a server scores at 1 alone.
         deadline_s: of one answer of that server.
@@ -156,11 +167,23 @@ def tutor_for(
     if is_address(teacher):
         require_temperature(temperature)
         engine = served(teacher, tokenizer, learner.max_len, tolerance, deadline_s)
-        return Tutor(how, _at_server(how, learner, engine), steps, renderer)
-    model, theirs = load_model(teacher)
+        own = ends_of(tokenizer, learner.model)
+        return Tutor(how, _at_server(how, learner, engine, own), steps, renderer)
+    scorer = in_this_process(teacher, learner, tokenizer, learner.max_len)
+    return Tutor(how, scorer, steps, renderer)
+
+
+def in_this_process(name: str, learner: Learner, tokenizer: Any, max_len: int) -> ModelTeacher:
+    """Return the teacher of a folder or name; an end of a turn that is none to it has no score.
+
+    Raises:
+        TeacherMismatch: its vocabulary is not the student's.
+        ModelNotFound: there is no such model.
+    """
+    model, theirs = load_model(name)
     require_same_vocabulary(tokenizer, theirs)
-    model = model.to(learner.accelerator.device)
-    return Tutor(how, frozen(model, learner.max_len), steps, renderer)
+    unscored = foreign(ends_of(tokenizer, learner.model), ends_of(theirs, model))
+    return frozen(model.to(learner.accelerator.device), max_len, unscored)
 
 
 def require_used(recipe: Recipe, teacher: str) -> None:
@@ -192,13 +215,16 @@ def require_temperature(temperature: float) -> None:
         )
 
 
-def _at_server(how: Distillation, learner: Learner, engine: Engine) -> EngineTeacher:
+def _at_server(
+    how: Distillation, learner: Learner, engine: VllmEngine, own: frozenset[int]
+) -> EngineTeacher:
     student: Any = base_model(learner.model)
     vocabulary = student.get_input_embeddings().weight.shape[0]
     teacher = EngineTeacher(engine, vocabulary, likeliest(how))
     try:
         teacher.require(how)
-    except TeacherMismatch:
+        teacher.unscored = foreign(own, ends_in(engine.started_with))
+    except (TeacherMismatch, EngineError, ModelNotFound):
         teacher.close()
         raise
     return teacher

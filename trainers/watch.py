@@ -121,7 +121,7 @@ class Alarms:
         "teacher_missing": (
             0.5,
             "of the tokens have no finite score of the teacher, which has no say in them: are its "
-            "weights finite, and does it take sequences as long?",
+            "weights finite, does it take sequences as long, and end turns with the same token?",
         ),
         "no_way": (
             0.5,

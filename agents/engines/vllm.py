@@ -21,11 +21,12 @@ from turnwise.agents.engines.base import (
     ScoreOutput,
     ScoreRequest,
 )
-from turnwise.agents.engines.client import Server
+from turnwise.agents.engines.client import ProtocolError, Server
 from turnwise.agents.engines.replicas import Replicas
 from turnwise.agents.engines.vllm_change import Held, adopt, bring, lay, leave
 from turnwise.agents.engines.vllm_fleet import Fleet
 from turnwise.agents.engines.vllm_score import check_scorable
+from turnwise.agents.engines.vllm_sleep import started_with
 from turnwise.agents.engines.vllm_start import Needs
 from turnwise.agents.engines.vllm_weights import TOLERANCE, SavedWeights, Way, reload_folder
 from turnwise.agents.engines.vllm_wire import COMPLETIONS, Wire
@@ -111,6 +112,14 @@ class VllmEngine:
     def model(self) -> str:
         """The name that servers are asked for."""
         return self.fleet.model
+
+    @property
+    def started_with(self) -> str:
+        """The folder or name of the model that the first server was started with, if it tells."""
+        try:
+            return self._background.run(started_with(self.fleet.replicas.every[0].server))
+        except ProtocolError:
+            return ""
 
     @property
     def shaping(self) -> Mapping[str, Any]:

@@ -112,7 +112,7 @@ async def rouse(server: Server, *, forgotten: bool, deadline_s: float | None = N
     await server.post("/wake_up?tags=weights", once=True, deadline_s=deadline_s)
     if forgotten:
         # By name: without one vLLM reads the folder that it was last sent to, which may be gone.
-        where = {"weights_path": await _started_with(server)}
+        where = {"weights_path": await started_with(server)}
         again = {"method": "reload_weights", "kwargs": where}
         await server.post("/collective_rpc", again, once=True, deadline_s=deadline_s)
         stamp = {"new_version": OWN}
@@ -123,7 +123,7 @@ async def rouse(server: Server, *, forgotten: bool, deadline_s: float | None = N
         raise SleepFailed(f"{server.url} still sleeps after /wake_up: restart it")
 
 
-async def _started_with(server: Server) -> str:
+async def started_with(server: Server) -> str:
     """Return the folder or name of the model that the server was started with."""
     served = (await server.get("/v1/models")).get("data") or []
     roots = [entry.get("root") for entry in served if not entry.get("parent")]
