@@ -1,9 +1,9 @@
 """A step of on-policy distillation: `python benchmarks/distillation_step.py [--json]`.
 
 16 episodes x 8 turns of 40 tokens read and 20 sampled behind a prompt of 120 tokens, 4 attempts at
-each of 4 tasks; a random Qwen3 student of about a million parameters and a teacher of twice that,
-in fp32 on one thread. All ways score with the teacher, then take the same step of `opd` with a mean
-over tokens, in micro-batches of about 8192 tokens:
+each of 4 tasks; a random Qwen3 student of about a million parameters and a teacher of at least
+twice that, in fp32 on one thread. All ways score with the teacher, then take the same step of `opd`
+with a mean over tokens, in micro-batches of about 8192 tokens:
 
     packed                   one row per episode, the prompt of a group once; one teacher pass each
     per turn                 one row per turn, the teacher called for each of them
@@ -73,7 +73,7 @@ def main() -> None:
     layout.TASKS, layout.ATTEMPTS = TASKS, ATTEMPTS
     shape = {"layers": 4, "heads": 4, "kv_heads": 2}
     student = tiny_model(layout.VOCAB, hidden=128, ffn=384, seed=0, **shape)
-    teacher = frozen(tiny_model(layout.VOCAB, hidden=192, ffn=512, seed=1, **shape), 1024)
+    teacher = frozen(tiny_model(layout.VOCAB, hidden=192, ffn=640, seed=1, **shape), 1024)
     rows = rows_of(layout.episodes())
     turns = list(layout.by_turn(rows))
     ways = {

@@ -9,6 +9,9 @@
 Published defects, repaired here: an episode of many turns counted many times in A_E; a lone episode
 got its raw reward as advantage; a trajectory that meets a state twice was its own peer group.
 
+Left out: the published penalty of .1 on an invalid action, in the rewards of its turn and of its
+trajectory. Rewards are the environment's alone here: one that wants the penalty charges it.
+
 Measured where progress is paid turn by turn (docs/results.md): level with GRPO.
 """
 
@@ -41,7 +44,8 @@ def gigpo(
         name="gigpo",
         source="arXiv:2505.10978",
         status="Episode statistics by episode; 0 without a second trajectory; floor under the "
-        "standard deviation. The sum of levels weighs turns with a peer group about twice. "
+        "standard deviation. The published penalty of .1 on an invalid action is left out: rewards "
+        "are the environment's alone. The sum of levels weighs turns with a peer group about twice. "
         "Measured where progress is paid turn by turn (docs/results.md): level with GRPO.",
         credit=by_levels(episode, step, combine=summed),
         surrogate=ppo(0.2, 0.2),
