@@ -34,6 +34,22 @@ def test_scope_weights_sum_to_one_in_each_group_and_outcome(route, counts, seed)
     assert not shift.any()
 
 
+PPL = np.array([2.0, 8.0, 3.0, 12.0])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_scope_prefers_failures_that_the_teacher_finds_natural_and_rare_successes(temperature):
+    """PPL_T^(-1/t) of failures, PPL_S^(1/t) of successes: each a share of its group's."""
+    flags = {"success_M": np.array([False, False, True, True])}
+    by_teacher = table_of([-5.0, -1, -5, -1], -np.log(PPL), **flags)
+    by_student = table_of(-np.log(PPL), [-5.0, -1, -5, -1], **flags)
+    lost, won = PPL[:2] ** (-1 / temperature), PPL[2:] ** (1 / temperature)
+    found = routes.failures_by_perplexity(temperature)(by_teacher)[0]
+    np.testing.assert_allclose(found, [*(lost / lost.sum()), 0, 0])
+    found = routes.successes_by_perplexity(temperature)(by_student)[0]
+    np.testing.assert_allclose(found, [0, 0, *(won / won.sum())])
+
+
 @given(st.integers(0, 1000), st.floats(0, 3))
 @settings(max_examples=25, deadline=None)
 def test_after_the_margin_shift_the_gap_is_at_least_what_was_asked_for(seed, least):
@@ -109,6 +125,12 @@ def test_a_plateau_is_left_once_and_for_all():
     assert schedule(Progress(14, 40, flat)) == 0
     assert schedule(Progress(20, 40, (*flat, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0))) == 0, "never back"
     assert schedule(Progress(2, 40, (0.0, 0.0))) == 1
+
+
+def test_a_plateau_is_measured_against_the_best_and_not_what_came_just_before():
+    """Means of two: .5, .2, .6, .5. The last one is above the second, and no gain on the first."""
+    seen, schedule = (0.8, 0.2, 0.2, 1.0, 0.0), mixes.until_plateau(patience=2, gain=0.01)
+    assert [schedule(Progress(n, 40, seen[:n])) for n in (4, 5)] == [1, 0]
 
 
 # ------------------------------------------------------------ all together

@@ -129,6 +129,16 @@ def test_a_missing_score_gives_no_loss_and_no_gradient_and_spares_the_others(dir
     )
 
 
+@pytest.mark.parametrize("direct", [d for d in ALL_DIRECT if d not in (div.k2, div.rho_k3)])
+def test_a_score_that_lacks_one_word_of_the_vocabulary_is_missing(direct):
+    student, teacher = two_policies(9)
+    holed = scores_of(student, teacher).teacher_MV.clone()
+    holed[2, 1] = math.nan
+    losses = direct(replace(scores_of(student, teacher), teacher_MV=holed))
+    assert losses[2] == 0 and losses.isfinite().all()
+    assert gradient(losses.sum(), student).isfinite().all()
+
+
 def test_entries_are_limited_one_by_one():
     student, teacher = two_policies(10)
     entries = div.rkl(student.log_softmax(-1), teacher)

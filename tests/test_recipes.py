@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from turnwise.envs.types import Episode, Group, Outcome, Segment, Task, Turn
 from turnwise.trainers import recipes as package
@@ -26,7 +27,7 @@ from turnwise.trainers.recipes.hgpo import hgpo
 from turnwise.trainers.recipes.mt_grpo import mt_grpo
 from turnwise.trainers.recipes.reinforce_pp import reinforce_pp
 from turnwise.trainers.recipes.turn_rloo import turn_rloo
-from turnwise.trainers.surrogates import sequence_ratio, token_ratio, turn_ratio
+from turnwise.trainers.surrogates import Totals, sequence_ratio, token_ratio, turn_ratio
 
 
 def episode(rewards, states, outcome=Outcome.OK, tokens=1) -> Episode:
@@ -252,3 +253,17 @@ def test_distillation_with_the_reward_adds_the_advantages_of_both(name):
     assert both.distillation.mix(rl_M, signal_M, 0.5).tolist() == [-0.5, -0.875, 1.5]
     assert alone.distillation.mix(rl_M, signal_M, 0.5).tolist() == [-1.0, 0.125, 1.5]
     assert (both.aggregate, both.history) == (alone.aggregate, alone.history)
+
+
+def test_sod_adds_the_credit_of_grpo_and_without_the_reward_none():
+    np.testing.assert_array_equal(recipe("sod").credit(example()), grpo().credit(example()))
+    assert np.abs(recipe("sod").credit(example())).max() > 0
+    assert not recipe("sod", reward=False).credit(example()).any()
+
+
+@pytest.mark.parametrize(("by_turn", "shares"), [(True, [0.5, 0.5]), (False, [0.75, 0.25])])
+def test_in_dagger_each_label_counts_alike_or_each_token(by_turn, shares):
+    turn_M = torch.tensor([0, 0, 0, 1])
+    aggregate = recipe("dagger", by_turn=by_turn).aggregate
+    weight_M = aggregate(torch.zeros_like(turn_M), turn_M, Totals(tokens=4, turns=2, trajs=1))
+    assert [float(weight_M[turn_M == turn].sum()) for turn in (0, 1)] == shares

@@ -45,7 +45,7 @@ def gigpo(
         source="arXiv:2505.10978",
         status="Episode statistics by episode; 0 without a second trajectory; floor under the "
         "standard deviation. The published penalty of .1 on an invalid action is left out: rewards "
-        "are the environment's alone. The sum of levels weighs turns with a peer group about twice. "
+        "are the environment's. The sum of levels weighs turns with a peer group about twice. "
         "Measured where progress is paid turn by turn (docs/results.md): level with GRPO.",
         credit=by_levels(episode, step, combine=summed),
         surrogate=ppo(0.2, 0.2),
