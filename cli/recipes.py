@@ -12,11 +12,13 @@ from rich.text import Text
 from tyro.conf import Positional, arg
 
 from turnwise.cli.display import console, print_json, table, title
+from turnwise.cli.recipe_options import options_of, rows_of
 
 
 @dataclass(frozen=True)
 class Options:
-    """The methods that `turnwise train --recipe` knows; with a name, its formula and pieces.
+    """The methods that `turnwise train --recipe` knows; with a name, its formula, options
+    and pieces.
 
     example:
       turnwise recipes turn_rloo
@@ -49,6 +51,9 @@ def run(options: Options) -> int:
     out.print()
     out.print(table("", "", rows=[("source", facts["source"]), ("here", facts["status"])]))
     out.print()
+    if facts["options"]:
+        out.print(table("option", "default", "", rows=rows_of(facts["options"])))
+        out.print()
     out.print(table("piece", "", rows=facts["pieces"].items()))
     return 0
 
@@ -87,6 +92,7 @@ def _facts(recipe: Any) -> dict[str, Any]:
         "status": recipe.status,
         "short": ", ".join(_named(recipe)),
         "formula": (inspect.getdoc(module) or "").strip(),
+        "options": options_of(getattr(module, recipe.name), _piece),
         "pieces": {
             field.name: _piece(getattr(recipe, field.name))
             for field in fields(recipe)

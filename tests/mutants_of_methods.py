@@ -156,6 +156,13 @@ METHODS = [
      "distillation_weights.py and_the_highest"),
     ("trainers/weights", '"pruned") < threshold', '"pruned") <= threshold',
      "distillation_weights.py threshold_of_zero"),
+    # What is told of a recipe.
+    ("cli/recipe_options", 'r"^    (?=\\w+: )"', 'r"^ +(?=\\w+: )"',
+     "cli_recipes.py explains_is_an_option"),
+    ("cli/recipe_options", 'meanings.get(option.name, FROM', 'meanings.get("", FROM',
+     "cli_recipes.py explains_is_an_option"),
+    ("cli/recipe_options", "return default if isinstance(default, str) else json.dumps(default)",
+     "return str(default)", "cli_recipes.py takes_the_defaults"),
     # When a run is left.
     (GUARD, "        self.model.load_state_dict(self.weights)\n", "        pass\n",
      "guard.py with_its_best_weights"),

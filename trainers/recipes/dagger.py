@@ -42,7 +42,7 @@ def dagger(
         first: beta of the first round; it falls by `fall` each round down to `least`.
         handoff: K in the last round, growing from 0 in the first; above 0, half of the episodes
             are played by the student first.
-        always_handoff: all of them are; `handoff` is at least 1 then.
+        always_handoff: the student goes first in all of them; `handoff` is at least 1 then.
         rounds: keep so many of the newest rounds; 0 keeps all.
         cap: labels of an episode, at most.
         white_box: the forward KL to a neural teacher's distributions in place of its samples.
