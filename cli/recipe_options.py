@@ -8,17 +8,21 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from turnwise.trainers.recipes import OPTIONS
+
 FROM_PYTHON = "a function: given in Python, not by --recipe-options"
 
 
 def options_of(make: Callable[..., Any], written: Callable[[Any], str]) -> dict[str, Any]:
-    """Return of each option its default and its meaning, empty where the docstring has none.
+    """Return of each option its default and its meaning.
+
+    What the docstring does not say is what `turnwise.trainers.recipes.OPTIONS` says of its name.
 
     Args:
         make: the function that makes the recipe.
         written: how a default is shown that JSON does not have, as a function.
     """
-    meanings = _meanings(inspect.getdoc(make) or "")
+    meanings = OPTIONS | _meanings(inspect.getdoc(make) or "")
     options = inspect.signature(make).parameters.values()
     return {
         option.name: {

@@ -40,7 +40,8 @@ def test_each_argument_that_a_recipe_explains_is_an_option_and_shown_whole(name)
     """All words of `Args:` are words of the options, in their order."""
     make = getattr(import_module(f"turnwise.trainers.recipes.{name}"), name)
     section = (inspect.getdoc(make) or "").partition("Args:\n")[2]
-    options = options_of(make, repr).items()
-    said = {o: told["meaning"] for o, told in options if told["meaning"] not in ("", FROM_PYTHON)}
+    meanings = {o: told["meaning"] for o, told in options_of(make, repr).items()}
+    assert all(meanings.values()), meanings
+    said = {o: meaning for o, meaning in meanings.items() if f"    {o}: " in section}
     order = sorted(said, key=lambda option: section.index(f"    {option}: "))
     assert " ".join(f"{o}: {said[o]}" for o in order).split() == section.split()

@@ -51,6 +51,22 @@ WORDS: dict[Any, str] = {
 """How a kind of option is called, as JSON has it."""
 
 
+OPTIONS = {
+    "low": "the ratio counts from 1 - low.",
+    "high": "the ratio counts up to 1 + high.",
+    "clip": "the ratio counts from 1 - clip to 1 + clip.",
+    "floor": "the least that a group's standard deviation counts; 0 is as published.",
+    "eps": "added to what is divided by.",
+    "kl_coefficient": "weight of the KL to the student before the run; 0 keeps no copy of it.",
+    "gamma": "discount of rewards per turn.",
+    "history_turns": "levels of turns that share as many of the last states.",
+    "alpha": "a level of k past states weighs (k + 1)^alpha.",
+    "limit": "holds the log-ratio of one odd token, nats.",
+    "window": "steps of the mean that a gate looks at.",
+}
+"""What an option means in every recipe whose function does not say it itself."""
+
+
 class UnknownRecipe(ValueError):
     """Raised when no recipe has the name that was asked for."""
 

@@ -15,9 +15,10 @@ from turnwise.trainers.turns import outcome
 
 
 def cispo(*, bound: float = 5.0, floor: float = 1e-2) -> Recipe:
-    """Return the recipe; `bound` is 1 + eps_high (5 as in ScaleRL, arXiv:2510.13786).
+    """Return the recipe.
 
-    `floor=0.0` is the published scale of the advantage.
+    Args:
+        bound: 1 + eps_high, 5 as in ScaleRL (arXiv:2510.13786).
     """
     return Recipe(
         name="cispo",

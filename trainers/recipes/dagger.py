@@ -39,7 +39,9 @@ def dagger(
     """Return the recipe.
 
     Args:
-        first: beta of the first round; it falls by `fall` each round down to `least`.
+        first: beta of the first round.
+        fall: how much beta falls from round to round.
+        least: what it falls to.
         handoff: K in the last round, growing from 0 in the first; above 0, half of the episodes
             are played by the student first.
         always_handoff: the student goes first in all of them; `handoff` is at least 1 then.

@@ -20,9 +20,11 @@ def dapo(
     floor: float = 1e-2,
     overlong: tuple[int, int] | None = None,
 ) -> Recipe:
-    """Return the recipe; `floor=0.0` is the published scale.
+    """Return the recipe.
 
-    `overlong=(limit, buffer)` adds the soft punishment of eq. 13, in sampled tokens of an episode.
+    Args:
+        overlong: (limit, buffer) adds the soft punishment of eq. 13; both in sampled tokens of an
+            episode.
     """
     returns = outcome if overlong is None else shortened(outcome, *overlong)
     return Recipe(

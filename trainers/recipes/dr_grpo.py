@@ -16,7 +16,11 @@ from turnwise.trainers.turns import outcome
 
 
 def dr_grpo(*, clip: float = 0.2, max_tokens: float = 1024.0) -> Recipe:
-    """Return the recipe; `max_tokens`, the longest episode in sampled tokens, only scales L."""
+    """Return the recipe.
+
+    Args:
+        max_tokens: the longest episode in sampled tokens; it only scales L.
+    """
     return Recipe(
         name="dr_grpo",
         source="arXiv:2503.20783",

@@ -16,7 +16,11 @@ from turnwise.trainers.surrogates import token_mean, truncated, weight_clip
 
 
 def exopd(*, factor: float = 1.25, limit: float = 10.0) -> Recipe:
-    """Return the recipe; `factor` 1 is plain distillation, below 1 stops short of the teacher."""
+    """Return the recipe.
+
+    Args:
+        factor: 1 is plain distillation, below 1 stops short of the teacher.
+    """
     return Recipe(
         name="exopd",
         source="arXiv:2602.12125",

@@ -33,10 +33,12 @@ def gigpo(
     kl_coefficient: float = 0.01,
     length_weighted: bool = False,
 ) -> Recipe:
-    """Return the recipe.
+    """Return the recipe; `scale=unscaled` is the published mean_norm.
 
-    `scale=unscaled` is the published mean_norm. `length_weighted=True` is the released code's
-    episode statistics over turns (`compute_mean_std_cross_steps`), whose baseline is biased.
+    Args:
+        omega: weight of the advantage within a state.
+        length_weighted: the released code's episode statistics over turns
+            (`compute_mean_std_cross_steps`), whose baseline is biased.
     """
     episode = Level(returns=outcome, baseline=mean, scale=scale, once=not length_weighted)
     step = Level(returns=reward_to_go(gamma), keys=anchor, baseline=mean, scale=scale, weight=omega)

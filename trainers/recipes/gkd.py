@@ -16,9 +16,10 @@ from turnwise.trainers.surrogates import ppo, seq_mean_token_mean
 
 
 def gkd(*, beta: float = 0.5, entry_limit: float = math.inf) -> Recipe:
-    """Return the recipe; `beta` 0 is the forward KL and 1 the reverse, as in the paper.
+    """Return the recipe.
 
     Args:
+        beta: 0 is the forward KL and 1 the reverse, as in the paper.
         entry_limit: each entry of the sum over the vocabulary counts at most so much.
     """
     entries = {0.0: fkl, 1.0: rkl}.get(beta) or jsd(beta)

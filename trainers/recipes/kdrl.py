@@ -17,7 +17,13 @@ from turnwise.trainers.recipes.grpo import grpo
 
 
 def kdrl(*, first: float = 0.2, last: float = 0.002, over: float = 1.0) -> Recipe:
-    """Return the recipe; c goes from `first` to `last` over the share `over` of the run."""
+    """Return the recipe.
+
+    Args:
+        first: c at the start.
+        last: c at the end, and after it.
+        over: share of the run in which c falls.
+    """
     return replace(
         grpo(),
         name="kdrl",

@@ -20,7 +20,11 @@ from turnwise.trainers.turns import final_reward, rewards_on_the_way, turn
 
 
 def mt_grpo(*, turn_weight: float = 1.0, clip: float = 0.2) -> Recipe:
-    """Return the recipe; `turn_weight` is lambda, and 1 the estimate of the whole return."""
+    """Return the recipe.
+
+    Args:
+        turn_weight: lambda; 1 is the estimate of the whole return.
+    """
     all_turns = Level(returns=rewards_on_the_way)
     same_index = Level(returns=rewards_on_the_way, keys=turn)
     turns = by_levels(all_turns, same_index, combine=finest)

@@ -32,7 +32,8 @@ def opd_then_rl(
 
     Args:
         switch: the step at which to switch; None waits for the plateau.
-        patience: steps of a mean that must rise by `gain` over the one before.
+        patience: steps of the mean that must rise.
+        gain: by so much over the best one before; else the plateau is reached.
         gamma: of the reward's credit; see turn_rloo.
     """
     when = until(switch) if switch is not None else until_plateau(patience, gain)

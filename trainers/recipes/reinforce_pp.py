@@ -19,9 +19,11 @@ from turnwise.trainers.turns import batch, reward_to_go, trajectory
 def reinforce_pp(
     *, clip: float = 0.2, kl_coefficient: float = 0.01, group_baseline: bool = False
 ) -> Recipe:
-    """Return the recipe; `group_baseline` is the published variant for several attempts per task.
+    """Return the recipe.
 
-    There the group's mean is taken without the own trajectory, and whitened as before.
+    Args:
+        group_baseline: the published variant for several attempts per task: the group's mean is
+            taken without the own trajectory, and whitened as before.
     """
     level = (
         Level(returns=reward_to_go(1.0), keys=trajectory, baseline=leave_one_out, once=True)

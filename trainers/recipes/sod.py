@@ -37,6 +37,7 @@ def sod(
 
     Args:
         coefficient: c, of the distillation beside the reward.
+        delta: a turn counts at most 1 + delta.
         floor: share of the batch's median d_1 that d_1 counts at least; 0 is as published.
         limit: holds the log-ratio of one odd token, nats.
         by_batch: compare with the mean d_1 of the batch and not with the trajectory's own.
