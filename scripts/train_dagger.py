@@ -15,8 +15,9 @@ from pathlib import Path
 
 import tyro
 
+from turnwise.trainers.asked import asked
 from turnwise.trainers.config import TrainConfig
-from turnwise.trainers.lesson import CRAFT_SFT, Lesson, asked, run_lesson
+from turnwise.trainers.lesson import CRAFT_SFT, Lesson, run_lesson
 
 DAGGER = Lesson(
     out=Path("runs/dagger"),

@@ -13,7 +13,7 @@ stopped.
 
 import tyro
 
-from turnwise.trainers.lesson import asked
+from turnwise.trainers.asked import asked
 from turnwise.trainers.schooling import Schooling, run_schooling
 
 PIPELINE = Schooling()

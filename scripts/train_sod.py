@@ -14,7 +14,8 @@ from pathlib import Path
 
 import tyro
 
-from turnwise.trainers.lesson import CRAFT_RL, Lesson, asked, run_lesson
+from turnwise.trainers.asked import asked
+from turnwise.trainers.lesson import CRAFT_RL, Lesson, run_lesson
 
 SOD = Lesson(
     out=Path("runs/sod"),

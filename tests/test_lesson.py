@@ -12,11 +12,11 @@ import torch
 import tyro
 
 from turnwise.agents.record import read_records
+from turnwise.trainers.asked import asked
 from turnwise.trainers.lesson import (
     CRAFT_RL,
     CRAFT_SFT,
     Lesson,
-    asked,
     run_lesson,
 )
 from turnwise.trainers.recipes import recipe

@@ -12,11 +12,10 @@ Every stage leaves its result in the run folder. The same command again goes on 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,13 +24,15 @@ from torch import nn
 from turnwise.agents.score import Report
 from turnwise.envs.base import Env
 from turnwise.envs.registry import make
+from turnwise.trainers.asked import fitted, plans_of
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.loop import train
-from turnwise.trainers.model import load_model, save_model, tiny_from_env
+from turnwise.trainers.model import load_model, load_tokenizer, save_model, tokenizer_from_env
 from turnwise.trainers.pipeline import WarmUp, measure, plan_to_json, summary_of, warm_up
 from turnwise.trainers.progress import Progress
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.stages import Stage
+from turnwise.trainers.tiny import tiny_model
 from turnwise.trainers.tutor import require_used
 
 INTERRUPTED = 130
@@ -83,10 +84,26 @@ class Lesson:
     """What such a teacher then learns from its own attempts."""
     train: TrainConfig = CRAFT_RL
     """The method. What a lesson names itself (env, model, teacher, out, seed) it overrides."""
+    texts: int = 200
+    """Expert episodes from which the tokenizer of models that are made is learnt."""
+    fit: tuple[str, ...] = ()
+    """Limits, as train.max_tokens, that are raised to what the expert's own episodes need. By
+    default, of another environment than a script's own, those that the command line leaves out."""
 
     def make_env(self) -> Env:
         """Return a new environment."""
         return make(self.env, **json.loads(self.env_kwargs))
+
+    def tokenizer(self) -> Any:
+        """Return the student's tokenizer; of a student that is made, before it is made."""
+        if self.student:
+            return load_tokenizer(self.student)
+        return _tokenizer(self.env, self.env_kwargs, self.texts)
+
+    @property
+    def positions(self) -> int:
+        """Tokens that models which are made hold: those of the longest episode."""
+        return max(1024, *(getattr(self, name).max_tokens for name in plans_of(self)))
 
     def config(self, plan: TrainConfig, model: Path | str, out: str, first: int) -> TrainConfig:
         """Return `plan` for this environment and seed; a run that is there is gone on with."""
@@ -103,20 +120,10 @@ class Lesson:
         )
 
 
-L = TypeVar("L", bound=Lesson)
-
-
-def asked(default: L, read: Callable[..., L], args: Sequence[str] | None = None) -> L:
-    """Return what the command line asks for; another --env alone has no --env-kwargs.
-
-    Args:
-        default: a script's own lesson.
-        read: `tyro.cli`.
-        args: None takes those of the process.
-    """
-    chosen = read(type(default), default=replace(default, env_kwargs=""), args=args)
-    kwargs = default.env_kwargs if chosen.env == default.env else "{}"
-    return replace(chosen, env_kwargs=chosen.env_kwargs or kwargs)
+@cache
+def _tokenizer(env: str, env_kwargs: str, texts: int) -> Any:
+    """Make the tokenizer that all models of a lesson share; it is the same each time."""
+    return tokenizer_from_env(partial(make, env, **json.loads(env_kwargs)), tasks=texts)
 
 
 def run_lesson(lesson: Lesson) -> int:
@@ -132,6 +139,7 @@ def run_lesson(lesson: Lesson) -> int:
     require_used(method, lesson.teacher)
     taught = method.distillation is not None and method.distillation.source is None
     console.print(f"{name} on {lesson.env} {lesson.env_kwargs}; everything goes to {lesson.out}")
+    lesson = fitted(lesson, console)
     student = lesson.student or imitation(lesson, "student", lesson.student_sft, console).made(
         lesson.out
     )
@@ -157,6 +165,7 @@ def imitation(lesson: Lesson, name: str, plan: WarmUp, console: Console) -> Stag
     plan = replace(plan, **limits)
     wanted = {"env": lesson.env, "env_kwargs": lesson.env_kwargs, "seed": lesson.seed}
     wanted |= {"rope_theta": lesson.rope_theta, "from": lesson.student, **plan_to_json(plan)}
+    wanted |= {"texts": lesson.texts} if lesson.texts != Lesson.texts else {}
     return Stage(name, wanted, partial(_imitated, lesson, name, plan, console))
 
 
@@ -172,8 +181,13 @@ def _imitated(lesson: Lesson, name: str, plan: WarmUp, console: Console, folder:
                 seed=lesson.seed,
                 watch=bar.show,
                 say=bar.say,
+                tell=partial(_note, console),
             )
     return save_model(model, tokenizer, folder)
+
+
+def _note(console: Console, line: str) -> None:
+    console.print(f"  [yellow]note[/yellow] {line}", highlight=False, soft_wrap=True)
 
 
 def _beginner(lesson: Lesson, name: str) -> tuple[nn.Module, Any]:
@@ -181,8 +195,9 @@ def _beginner(lesson: Lesson, name: str) -> tuple[nn.Module, Any]:
     if lesson.student:
         return load_model(lesson.student)
     shape = dict(TEACHER) if name == "teacher" else {}
-    shape |= {"rope_theta": lesson.rope_theta}
-    return tiny_from_env(lesson.make_env, seed=lesson.seed, **shape)
+    shape |= {"rope_theta": lesson.rope_theta, "max_len": lesson.positions}
+    tokenizer = lesson.tokenizer()
+    return tiny_model(len(tokenizer), seed=lesson.seed, **shape), tokenizer
 
 
 def _teacher(lesson: Lesson, console: Console) -> Path | str | None:

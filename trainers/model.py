@@ -17,11 +17,12 @@ from urllib.request import getproxies
 import torch
 from torch import nn
 
-from turnwise.agents.policy import ScriptedPolicy, expert
+from turnwise.agents.policy import ScriptedPolicy
 from turnwise.agents.rollout import jobs_for, play
 from turnwise.envs.base import Env
 from turnwise.envs.types import Task
-from turnwise.trainers.tiny import tiny_model, tiny_tokenizer
+from turnwise.trainers.experts import demonstrate
+from turnwise.trainers.tiny import tiny_model, tiny_tokenizer, vocabulary_for
 
 
 class ModelNotFound(ValueError):
@@ -50,6 +51,20 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32) -> tuple[nn.Mod
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **where)
     check_match(model, tokenizer)
     return model, tokenizer
+
+
+def positions_of(name: str) -> int | None:
+    """Return how many tokens a model declares to hold, None if it does not say.
+
+    Raises:
+        ModelNotFound: nothing loadable is there.
+    """
+    from transformers import AutoConfig
+
+    _require_model(name)
+    with _found("a model's config", name) as where, quiet():
+        config = AutoConfig.from_pretrained(name, **where)
+    return getattr(config, "max_position_embeddings", None)
 
 
 def load_tokenizer(name: str) -> Any:
@@ -187,10 +202,34 @@ def transcripts(make_env: Callable[[], Env], tasks: Iterable[Task], seed: int) -
     """Return the messages of one expert episode per task: what a tokenizer should know."""
     jobs = jobs_for(tasks, run_seed=seed, split="train", prefix="text-")
     texts: list[str] = []
-    for episode in play(jobs, make_env, ScriptedPolicy(expert)):
+    for episode in play(jobs, make_env, ScriptedPolicy(demonstrate)):
         texts += [part for turn in episode.turns for part in (turn.observation, turn.action)]
         texts.append(episode.final_observation)
     return texts
+
+
+def tokenizer_from_env(
+    make_env: Callable[[], Env], *, tasks: int = 200, separators: Sequence[str] = (" ", "/", "-")
+) -> Any:
+    """Make a tokenizer from an environment's transcripts.
+
+    Args:
+        make_env: an environment with an `expert()`; its `words`, where it has them, become tokens.
+        tasks: transcripts to learn from.
+        separators: what a word of the closed list may be glued to.
+    """
+    env = make_env()
+    words = tuple(getattr(env, "words", ()))
+    chosen = env.tasks("train")[-tasks:]
+    opening = [
+        message["content"]
+        for task in chosen[:8]
+        for message in env.reset(seed=0, options={"task": task})[1]["messages"]
+    ]
+    env.close()
+    texts = [*transcripts(make_env, chosen, 0), *opening * 4]
+    glued = separators if words else ()
+    return tiny_tokenizer(texts, vocabulary_for(words, glued), words, separators=glued)
 
 
 def tiny_from_env(
@@ -204,20 +243,8 @@ def tiny_from_env(
     """Make a tokenizer from an environment's transcripts and a random Qwen3 model for it.
 
     Args:
-        make_env: an environment with an `expert()`; its `words`, where it has them, become tokens.
-        tasks: transcripts to learn the tokenizer from. The tokenizer does not depend on `seed`.
-        separators: what a word of the closed list may be glued to.
+        make_env, tasks, separators: see `tokenizer_from_env`. It does not depend on `seed`.
         architecture: passed to `tiny_model`.
     """
-    env = make_env()
-    words = tuple(getattr(env, "words", ()))
-    chosen = env.tasks("train")[-tasks:]
-    opening = [
-        message["content"]
-        for task in chosen[:8]
-        for message in env.reset(seed=0, options={"task": task})[1]["messages"]
-    ]
-    env.close()
-    texts = [*transcripts(make_env, chosen, 0), *opening * 4]
-    tokenizer = tiny_tokenizer(texts, 1024, words, separators=separators if words else ())
+    tokenizer = tokenizer_from_env(make_env, tasks=tasks, separators=separators)
     return tiny_model(len(tokenizer), seed=seed, **architecture), tokenizer

@@ -26,9 +26,10 @@ from turnwise.agents.rollout import Settings, jobs_for, play
 from turnwise.agents.score import Report
 from turnwise.envs.base import Env
 from turnwise.envs.types import Episode, Task
+from turnwise.trainers.experts import cut_short, solved
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.model import fingerprint
-from turnwise.trainers.sft import demonstrations, imitate
+from turnwise.trainers.sft import expert_episodes, imitate
 
 MakeEnv = Callable[[], Env]
 
@@ -90,6 +91,7 @@ def warm_up(
     clock: Clock | None = None,
     watch: Callable[[dict[str, float]], object] = lambda row: None,
     say: Callable[[str], object] = lambda note: None,
+    tell: Callable[[str], object] = lambda line: None,
 ) -> dict[str, float]:
     """Fine-tune `model` in place on demonstrations until it solves `target` of the dev tasks.
 
@@ -100,16 +102,21 @@ def warm_up(
         clock: takes the seconds of demonstrations, SFT and dev checks.
         watch: takes the metrics of each step.
         say: takes how far the demonstrations are, in words.
+        tell: takes a line on what is to be known afterwards: that demonstrations were cut.
 
     Returns:
         The last row of metrics: steps taken, loss and success on dev tasks at T = 1.
+
+    Raises:
+        NoDemonstrations: the expert solved nothing within the limits.
+        ExpertFailed: it raised something.
     """
     env, clock = make_env(), clock or Clock()
     renderer = Renderer(tokenizer)
     tasks = env.tasks("train")[first_task : first_task + plan.demos]
     settings = Settings(concurrency=64, max_tokens=plan.max_tokens)
     with clock.stage("demonstrations"):
-        shown = demonstrations(
+        played = expert_episodes(
             make_env,
             tasks,
             renderer,
@@ -117,8 +124,11 @@ def warm_up(
             noise=plan.noise,
             malformed=plan.malformed,
             settings=settings,
-            watch=lambda played: say(f"{played:,} of {len(tasks):,} demonstrations"),
+            watch=lambda done: say(f"{done:,} of {len(tasks):,} demonstrations"),
         )
+    if line := cut_short(played, plan.max_tokens):
+        tell(line)
+    shown = solved(played, plan.max_tokens)
     learner = Learner(
         model,
         learning_rate=plan.learning_rate,

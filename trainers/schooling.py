@@ -25,6 +25,7 @@ from rich.console import Console
 
 from turnwise.agents.renderer import Renderer
 from turnwise.agents.score import Report
+from turnwise.trainers.asked import fitted
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.guard import (
     Best,
@@ -89,6 +90,7 @@ def run_schooling(plan: Schooling) -> int:
     torch.set_num_threads(plan.train.threads)
     console = Console()
     console.print(f"pipeline on {plan.env} {plan.env_kwargs}; everything goes to {plan.out}")
+    plan = fitted(plan, console)
     try:
         reports = run_stages(plan.out, stages_of(plan, console), partial(_looked, plan, console))
     except Interrupted:

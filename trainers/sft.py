@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,6 @@ from turnwise.agents.policy import (
     ScriptedPolicy,
     Seat,
     bernoulli,
-    expert,
     random_tool,
 )
 from turnwise.agents.renderer import Renderer
@@ -28,6 +28,7 @@ from turnwise.envs.base import Env
 from turnwise.envs.seeds import derive
 from turnwise.envs.types import Episode, Task
 from turnwise.trainers.batch import rows_of, taught
+from turnwise.trainers.experts import NoDemonstrations, demonstrate
 from turnwise.trainers.learner import Learner
 
 
@@ -41,6 +42,17 @@ def stumble(seat: Seat, malformed: float) -> str:
 
 
 def demonstrations(
+    make_env: Callable[[], Env], tasks: Sequence[Task], renderer: Renderer, **how: Any
+) -> list[Episode]:
+    """Return solved expert episodes, in the order of `tasks`; `how` is that of `expert_episodes`.
+
+    Raises:
+        ExpertFailed: the expert raised something.
+    """
+    return [e for e in expert_episodes(make_env, tasks, renderer, **how) if e.success]
+
+
+def expert_episodes(
     make_env: Callable[[], Env],
     tasks: Sequence[Task],
     renderer: Renderer,
@@ -51,18 +63,21 @@ def demonstrations(
     settings: Settings | None = None,
     watch: Callable[[int], object] = lambda played: None,
 ) -> list[Episode]:
-    """Return solved expert episodes, in the order of `tasks`.
+    """Return the expert's episodes, solved, cut or lost, in the order of `tasks`.
 
     Args:
         noise: probability per turn of a `stumble` instead, from which the expert then recovers;
             those turns are not taught.
         malformed: share of the stumbles that are words which call nothing.
         watch: hears after each episode how many are over.
+
+    Raises:
+        ExpertFailed: the expert raised something.
     """
     clumsy = partial(stumble, malformed=malformed)
     policy = MixturePolicy(
         student=ScriptedPolicy(clumsy, renderer=renderer, executor="student"),
-        teacher=ScriptedPolicy(expert, renderer=renderer),
+        teacher=ScriptedPolicy(demonstrate, renderer=renderer),
         teaches=bernoulli(1 - noise),
     )
     jobs = jobs_for(tasks, run_seed=seed, split="train", prefix="demo-")
@@ -71,8 +86,7 @@ def demonstrations(
     for episode in play(jobs, make_env, policy, settings):
         episodes.append(episode)
         watch(len(episodes))
-    episodes.sort(key=lambda e: order[e.id])
-    return [episode for episode in episodes if episode.success]
+    return sorted(episodes, key=lambda e: order[e.id])
 
 
 def imitate(
@@ -92,10 +106,10 @@ def imitate(
             models learn to copy suddenly, so stop on a measured success, not on a step count.
 
     Raises:
-        ValueError: there is nothing to imitate.
+        NoDemonstrations: there is nothing to imitate.
     """
     if not episodes:
-        raise ValueError("there are no demonstrations to imitate: the expert solved no task")
+        raise NoDemonstrations("there are no demonstrations to imitate: no episode is given")
     rng, order = np.random.default_rng(seed), np.array([], np.int64)
     for step in range(steps):
         if len(order) < batch:

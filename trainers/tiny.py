@@ -21,6 +21,9 @@ SPECIALS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|
 SEPARATORS = ("", " ", "/", "-", ".", '"', "\n")
 """What a closed-list word may be glued to, by default; each pair is one token of its own."""
 
+MERGES = 512
+"""Tokens that a long closed list leaves for all other text."""
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -73,6 +76,12 @@ def tiny_tokenizer(
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def vocabulary_for(words: Sequence[str], separators: Sequence[str]) -> int:
+    """Return how many tokens there may be with this closed list: 1024, or more for a long one."""
+    closed = len(set(words)) * len(separators)
+    return max(1024, len(SPECIALS) + 256 + closed + MERGES)
 
 
 def _check_pieces(closed: Sequence[str]) -> None:
