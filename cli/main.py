@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 VERBS = {
@@ -38,21 +38,36 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code; errors become one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = bool(os.environ.get("TURNWISE_DEBUG"))
-    if "--debug" in arguments:
-        debug = True
-        arguments.remove("--debug")
-    if not arguments or arguments[0] in ("-h", "--help", "help", "--version"):
-        return _about(arguments)
-    verb, *rest = arguments
+    named = [argument for argument in arguments if argument != "--debug"]
+    if not named or named[0] in ("-h", "--help", "help", "--version"):
+        return _about(named)
+    verb = named[0]
     if verb not in VERBS:
         return _unknown(verb)
+    arguments.remove(verb)
+    return answered(f"turnwise {verb}", arguments, lambda rest: _run(verb, rest))
+
+
+def answered(name: str, arguments: Sequence[str], work: Callable[[list[str]], int]) -> int:
+    """Return the exit code of a command; its errors become one line on stderr.
+
+    Args:
+        name: of the command, which begins the line.
+        arguments: of the command; `--debug` among them, or TURNWISE_DEBUG, shows tracebacks.
+        work: takes the other arguments and returns the exit code.
+    """
+    rest, debug = list(arguments), bool(os.environ.get("TURNWISE_DEBUG"))
+    if "--debug" in rest:
+        debug = True
+        rest.remove("--debug")
+    if os.getcwd() not in sys.path:  # `module:Class` of a file that lies here
+        sys.path.append(os.getcwd())
     if debug:
         from turnwise.cli.failures import logged
 
         with logged():
-            return _run(verb, rest)
-    return _guarded(verb, rest)
+            return work(rest)
+    return _guarded(name, lambda: work(rest))
 
 
 def _about(arguments: Sequence[str]) -> int:
@@ -76,19 +91,17 @@ def _unknown(verb: str) -> int:
 def _run(verb: str, arguments: Sequence[str]) -> int:
     from turnwise.cli.options import parse
 
-    if os.getcwd() not in sys.path:  # `module:Class` of a file that lies here
-        sys.path.append(os.getcwd())
     module = import_module(f"turnwise.cli.{verb.replace('-', '_')}")
     return module.run(parse(module.Options, verb, arguments))
 
 
-def _guarded(verb: str, arguments: Sequence[str]) -> int:
+def _guarded(name: str, work: Callable[[], int]) -> int:
     try:
-        return _run(verb, arguments)
+        return work()
     except SystemExit as exit:  # after --help
         return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
     except KeyboardInterrupt:
-        print(f"turnwise {verb}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader has seen enough, as in `turnwise list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,7 +110,7 @@ def _guarded(verb: str, arguments: Sequence[str]) -> int:
         from turnwise.cli.failures import describe
 
         code, line = describe(error)
-        print(f"turnwise {verb}: {line}", file=sys.stderr)
+        print(f"{name}: {line}", file=sys.stderr)
         return code
 
 

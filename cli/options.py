@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -27,21 +27,34 @@ def parse(options: type[T], verb: str, arguments: Sequence[str]) -> T:
         UsageError: an argument is missing, unknown or of the wrong type.
         SystemExit: after `--help`.
     """
+    return told(
+        f"turnwise {verb}",
+        lambda: tyro.cli(
+            _quieter(options),
+            prog=f"turnwise {verb}",
+            args=list(arguments),
+            config=(tyro.conf.FlagCreatePairsOff,),
+        ),
+    )
+
+
+def told(command: str, read: Callable[[], T]) -> T:
+    """Return what `read` makes of the command line, and have one line in place of tyro's frame.
+
+    Raises:
+        UsageError: an argument is missing, unknown or of the wrong type.
+        SystemExit: after `--help`.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                _quieter(options),
-                prog=f"turnwise {verb}",
-                args=list(arguments),
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
+            return read()
     except SystemExit as exit:
         if not exit.code:
             raise
     except ValueError as error:  # from the dataclass itself
         raise UsageError(str(error)) from None
-    raise UsageError(f"{one_line(said.getvalue())}; see `turnwise {verb} --help`")
+    raise UsageError(f"{one_line(said.getvalue())}; see `{command} --help`")
 
 
 def _quieter(options: type[T]) -> type[T]:
@@ -69,7 +82,7 @@ def one_line(framed: str) -> str:
     """Return what tyro wrote into a frame as one line, without its title and its hints on help."""
     lines = [line for line in framed.splitlines() if "╭" not in line]
     text = " ".join(_FRAME.sub(" ", " ".join(lines)).split())
-    text = text.removeprefix("Error parsing Options: ")
+    text = re.sub(r"^Error parsing \w+: ", "", text)
     return re.split(r" (?:For full helptext|Argument helptext)", text)[0]
 
 

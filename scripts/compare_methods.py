@@ -14,9 +14,10 @@ The hash knows nothing of the code: after a change of what methods do, begin fro
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from compared import credit, imitation, pipelines, sod, tcod
 
+from turnwise.cli.options import UsageError
+from turnwise.cli.script import run_script
 from turnwise.trainers.results_page import write_page
 from turnwise.trainers.suite import Suite, run_suite, scaled
 
@@ -55,7 +56,7 @@ def main(choice: Choice) -> None:
     """Run what was chosen, then write the page from all results that are there."""
     names = {each.name for each in EXPERIMENTS}
     if unknown := set(choice.only) - names:
-        raise SystemExit(f"no experiment {sorted(unknown)}; there are: {', '.join(sorted(names))}")
+        raise UsageError(f"no experiment {sorted(unknown)}; there are: {', '.join(sorted(names))}")
     chosen = [each for each in EXPERIMENTS if not choice.only or each.name in choice.only]
     if choice.budget != 1.0:
         chosen = [scaled(each, choice.budget) for each in chosen]
@@ -72,4 +73,4 @@ def main(choice: Choice) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Choice))
+    raise SystemExit(run_script(lambda read: main(read(Choice))))

@@ -9,8 +9,7 @@ Nothing is downloaded.
 
 from pathlib import Path
 
-import tyro
-
+from turnwise.cli.script import run_script
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.course import Course, run_course
 from turnwise.trainers.pipeline import WarmUp
@@ -40,4 +39,4 @@ DEMO = Course(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(run_course(tyro.cli(Course, default=DEMO)))
+    raise SystemExit(run_script(lambda read: run_course(read(Course, default=DEMO))))

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 
 from turnwise.agents.renderer import remember
+from turnwise.cli.script import run_script
 from turnwise.envs.registry import make
 from turnwise.trainers.course import move_aside
 from turnwise.trainers.model import save_model, tiny_from_env
@@ -70,4 +70,4 @@ def main(run: Imitation) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Imitation))
+    raise SystemExit(run_script(lambda read: main(read(Imitation))))

@@ -8,8 +8,7 @@ doing; `scripts/imitate_babyai.py` shows how far imitation alone goes.
 
 from pathlib import Path
 
-import tyro
-
+from turnwise.cli.script import run_script
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.course import Course, run_course
 from turnwise.trainers.pipeline import WarmUp
@@ -44,4 +43,4 @@ BABYAI = Course(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(run_course(tyro.cli(Course, default=BABYAI)))
+    raise SystemExit(run_script(lambda read: run_course(read(Course, default=BABYAI))))

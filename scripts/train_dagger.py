@@ -13,8 +13,7 @@ stopped. Prints success before and after, with intervals, above the floors.
 from dataclasses import replace
 from pathlib import Path
 
-import tyro
-
+from turnwise.cli.script import run_script
 from turnwise.trainers.asked import asked
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.lesson import CRAFT_SFT, Lesson, run_lesson
@@ -39,4 +38,4 @@ DAGGER = Lesson(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(run_lesson(asked(DAGGER, tyro.cli)))
+    raise SystemExit(run_script(lambda read: run_lesson(asked(DAGGER, read))))

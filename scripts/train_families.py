@@ -14,6 +14,7 @@ from pathlib import Path
 
 import tyro
 
+from turnwise.cli.script import run_script
 from turnwise.trainers.lesson import CRAFT_RL, CRAFT_SFT, Lesson, run_lesson
 
 SFT = replace(CRAFT_SFT, target=0.72, demos=5000, steps=900, check_every=30)
@@ -45,11 +46,13 @@ WEB = Lesson(
 )
 
 if __name__ == "__main__":
-    lesson = tyro.extras.overridable_config_cli(
+    whole = (tyro.conf.AvoidSubcommands,)
+    families = tyro.extras.subcommand_type_from_defaults(
+        {"tool": TOOL, "code": CODE, "web": WEB},
         {
-            "tool": ("Calculator: one sum", TOOL),
-            "code": ("Sql: rows of one table by a bound", CODE),
-            "web": ("Forms: one date or number", WEB),
-        }
+            "tool": "Calculator: one sum",
+            "code": "Sql: rows of one table by a bound",
+            "web": "Forms: one date or number",
+        },
     )
-    raise SystemExit(run_lesson(lesson))
+    raise SystemExit(run_script(lambda read: run_lesson(read(families, config=whole))))

@@ -12,8 +12,7 @@ intervals, above the floors.
 from dataclasses import replace
 from pathlib import Path
 
-import tyro
-
+from turnwise.cli.script import run_script
 from turnwise.trainers.asked import asked
 from turnwise.trainers.lesson import CRAFT_RL, Lesson, run_lesson
 
@@ -23,4 +22,4 @@ GRPO = Lesson(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(run_lesson(asked(GRPO, tyro.cli)))
+    raise SystemExit(run_script(lambda read: run_lesson(asked(GRPO, read))))

@@ -13,8 +13,7 @@ The same command again goes on where it was stopped.
 from dataclasses import replace
 from pathlib import Path
 
-import tyro
-
+from turnwise.cli.script import run_script
 from turnwise.trainers.asked import asked
 from turnwise.trainers.lesson import CRAFT_RL, Lesson, run_lesson
 
@@ -24,4 +23,4 @@ TCOD = Lesson(
 )
 
 if __name__ == "__main__":
-    raise SystemExit(run_lesson(asked(TCOD, tyro.cli)))
+    raise SystemExit(run_script(lambda read: run_lesson(asked(TCOD, read))))

@@ -6,12 +6,24 @@ from urllib.parse import urlsplit
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})
 """Hosts by which this machine is named from within."""
+BLACK_BOX = "openai:"
+"""Begins the name of a teacher that is served elsewhere and answers in text."""
 PORTS = {"http": 80, "https": 443}
 
 
 def is_address(name: str) -> bool:
     """Whether a model is named by the address of a server that holds it."""
     return name.startswith(("http://", "https://"))
+
+
+def is_black_box(name: str) -> bool:
+    """Whether a teacher is named that answers in text alone."""
+    return name.startswith(BLACK_BOX)
+
+
+def is_served(name: str) -> bool:
+    """Whether a model is served elsewhere: there is no folder of it here."""
+    return is_address(name) or is_black_box(name)
 
 
 def addresses_in(engine: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from turnwise.agents.renderer import Renderer
 from turnwise.trainers.config import TrainConfig
-from turnwise.trainers.experts import needs_of
+from turnwise.trainers.experts import has_expert, needs_of
 from turnwise.trainers.model import positions_of
 from turnwise.trainers.sft import expert_episodes
 from turnwise.trainers.stages import Stage
@@ -80,8 +81,9 @@ def fitted(lesson: L, console: Console) -> L:
     """
     if unknown := set(lesson.fit) - set(limits_of(lesson)):
         raise ValueError(f"fit names {sorted(unknown)}; there are: {', '.join(limits_of(lesson))}")
-    if not lesson.fit:
-        return lesson
+    with closing(lesson.make_env()) as env:
+        if not lesson.fit or not has_expert(env):
+            return lesson
     usual = limits_of(lesson)
     with console.status("how long are the expert's episodes?"):
         needs = json.loads(_measuring(lesson).made(lesson.out).read_text())
@@ -105,9 +107,8 @@ def _measuring(lesson: Lesson) -> Stage:
 
 
 def _measured(lesson: Lesson, folder: Path) -> Path:
-    env = lesson.make_env()
-    tasks = env.tasks("train")[:LOOKED_AT]
-    env.close()
+    with closing(lesson.make_env()) as env:
+        tasks = env.tasks("train")[:LOOKED_AT]
     plan = lesson.student_sft
     shown = expert_episodes(
         lesson.make_env,

@@ -26,7 +26,7 @@ from turnwise.envs.formats.hermes import HERMES
 from turnwise.envs.seeds import derive
 from turnwise.envs.types import Episode, Group
 from turnwise.trainers import ranks
-from turnwise.trainers.addresses import is_address
+from turnwise.trainers.addresses import is_address, is_black_box, is_served
 from turnwise.trainers.batch import rows_of
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.dagger import Lessons, lessons
@@ -48,9 +48,6 @@ from turnwise.trainers.watch import (
     rollout_metrics,
 )
 from turnwise.trainers.watch_labels import said_in
-
-BLACK_BOX = "openai:"
-"""Begins the name of a teacher that is served elsewhere and answers in text."""
 
 
 class TeacherFailed(TooManyLost):
@@ -109,7 +106,7 @@ class Rounds:
         if self.tutor is not None and isinstance(self.tutor.teacher, ModelTeacher):
             return self.tutor.teacher
         named = self.config.teacher
-        if not named or named.startswith(BLACK_BOX) or is_address(named):
+        if not named or is_served(named):
             return None
         learner, tokenizer = self.trainee.learner, self.trainee.tokenizer
         return in_this_process(named, learner, tokenizer, self.config.max_tokens)
@@ -132,7 +129,7 @@ class Rounds:
             near, late = self.config.engine_tolerance, self.config.reply_timeout_s
             self.server = served(self.config.teacher, tokenizer, most, near, late)
             return self._acting(self.server)
-        if self.config.teacher.startswith(BLACK_BOX):
+        if is_black_box(self.config.teacher):
             return self._black_box(env)
         if not callable(getattr(env, "expert", None)):
             raise NoTeacher(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from turnwise.agents.policy import Seat, expert
+from turnwise.envs.base import Env
 from turnwise.envs.types import Episode, Stop
 from turnwise.sandboxes.base import SandboxError
 
@@ -22,6 +23,11 @@ class NoDemonstrations(ValueError):
     """No episode of the expert can be imitated; the message says what became of them."""
 
 
+def has_expert(env: Env) -> bool:
+    """Whether an environment can demonstrate."""
+    return callable(getattr(env, "expert", None))
+
+
 def demonstrate(seat: Seat) -> str:
     """Do what the environment's own expert does.
 
@@ -29,7 +35,7 @@ def demonstrate(seat: Seat) -> str:
         ExpertFailed: it raised something; but an error of a sandbox is raised as it is.
         TypeError: the environment has no expert.
     """
-    if not hasattr(seat.env, "expert"):
+    if not has_expert(seat.env):
         return expert(seat)  # says so
     try:
         return expert(seat)

@@ -24,12 +24,15 @@ from torch import nn
 from turnwise.agents.score import Report
 from turnwise.envs.base import Env
 from turnwise.envs.registry import make
+from turnwise.trainers.addresses import is_served
 from turnwise.trainers.asked import fitted, plans_of
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.loop import train
 from turnwise.trainers.model import load_model, load_tokenizer, save_model, tokenizer_from_env
 from turnwise.trainers.pipeline import WarmUp, measure, plan_to_json, summary_of, warm_up
 from turnwise.trainers.progress import Progress
+from turnwise.trainers.readiness import require_ready
+from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.stages import Stage
 from turnwise.trainers.tiny import tiny_model
@@ -68,7 +71,8 @@ class Lesson:
     student: str = ""
     """Folder or Hugging Face name of the model to train; by default one is made."""
     teacher: str = ""
-    """Folder or name of a model with the same tokenizer; by default one is made if need be."""
+    """Folder or name of a model with the same tokenizer, or the address of a server that holds one,
+    or openai:MODEL@URL for dagger; by default one is made if need be."""
     rope_theta: float = 30.0
     """Base of the rotary positions of models that are made, the larger the longer an episode; see
     `turnwise.trainers.tiny.tiny_model`."""
@@ -92,7 +96,8 @@ class Lesson:
 
     def make_env(self) -> Env:
         """Return a new environment."""
-        return make(self.env, **json.loads(self.env_kwargs))
+        plan = replace(self.train, env_kwargs=self.env_kwargs)
+        return make(self.env, **plan.environment_arguments())
 
     def tokenizer(self) -> Any:
         """Return the student's tokenizer; of a student that is made, before it is made."""
@@ -131,13 +136,14 @@ def run_lesson(lesson: Lesson) -> int:
 
     Raises:
         PlanChanged: the run folder holds models that were made under another plan.
-        UnknownEnv, UnknownRecipe, ModelNotFound, TeacherMismatch: before anything is trained.
+        UnknownRecipe, UnusedTeacher, and what `require_ready` raises: before anything is made.
     """
     torch.set_num_threads(lesson.train.threads)
     console, name = Console(), lesson.train.recipe
-    method = recipe(name, **lesson.train.options_of_recipe())
+    method, _ = method_of(lesson.train), method_of(lesson.teacher_rl)
     require_used(method, lesson.teacher)
     taught = method.distillation is not None and method.distillation.source is None
+    require_ready(lesson, [method])
     console.print(f"{name} on {lesson.env} {lesson.env_kwargs}; everything goes to {lesson.out}")
     lesson = fitted(lesson, console)
     student = lesson.student or imitation(lesson, "student", lesson.student_sft, console).made(
@@ -150,6 +156,7 @@ def run_lesson(lesson: Lesson) -> int:
         return INTERRUPTED
     if taught:
         teacher = str(made)
+    if teacher and not is_served(teacher):
         reports["teacher"] = measured(lesson, "teacher", teacher, console)
     config = replace(lesson.config(lesson.train, student, "run", 500_000), teacher=teacher)
     if not trained(config, console, f"learning by {name}"):
@@ -157,6 +164,11 @@ def run_lesson(lesson: Lesson) -> int:
     reports["after"] = measured(lesson, "after", config.out / "model", console)
     _tell(lesson, reports, console)
     return 0
+
+
+def method_of(plan: TrainConfig) -> Recipe:
+    """Return the recipe of a run. Raises UnknownRecipe."""
+    return recipe(plan.recipe, **plan.options_of_recipe())
 
 
 def imitation(lesson: Lesson, name: str, plan: WarmUp, console: Console) -> Stage:
@@ -257,6 +269,11 @@ def measured(
         )
 
 
+def unmeasured(teacher: str) -> str:
+    """Return what is said of a teacher that is served elsewhere."""
+    return f"not measured: it is served as {teacher}"
+
+
 def _tell(lesson: Lesson, reports: dict[str, Report], console: Console) -> None:
     floors = reports["before"].floors
     console.print("\nsuccess on held-out tasks, one attempt each, with 95 % intervals")
@@ -264,5 +281,8 @@ def _tell(lesson: Lesson, reports: dict[str, Report], console: Console) -> None:
         floor = "  (floor)" if name in floors else ""
         console.print(f"  {name:<10} {report.success}{floor}", highlight=False)
     summary = {name: summary_of(report) for name, report in reports.items()}
+    if is_served(lesson.teacher):
+        console.print(f"  {'teacher':<10} {unmeasured(lesson.teacher)}", highlight=False)
+        summary["teacher"] = {"not measured": lesson.teacher}
     (lesson.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     console.print(f"\nmodel in {lesson.out}/run/model, numbers in {lesson.out}/summary.json")
