@@ -231,6 +231,20 @@ def test_named_models_are_measured_and_not_made(whole, tmp_path):
     assert weights(whole)["opd"] == fingerprint(load_model(str(tmp_path / "opd" / "model"))[0])
 
 
+def test_a_pipeline_without_its_middle_stage_goes_from_the_bridge_to_the_reward(
+    whole, tmp_path, capsys
+):
+    names = {"student": str(whole / "student"), "teacher": str(whole / "teacher_rl" / "model")}
+    assert run_schooling(pipeline(tmp_path, skip_opd=True, **names)) == 0
+    assert "the middle stage is left out" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary) == ["student", "teacher", "bridge", "rl"]
+    config = json.loads((tmp_path / "rl" / "config.json").read_text())
+    assert config["model"] == str(tmp_path / "bridge" / "model")
+    with pytest.raises(PlanChanged, match="skip_opd=True, and None"):
+        run_schooling(pipeline(tmp_path, **names))
+
+
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
