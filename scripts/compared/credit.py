@@ -32,6 +32,7 @@ EXPERIMENTS = (
         name="turn_credit_long",
         title="Turn-level credit: the same, at three times the budget",
         claim="Does it tell where there is time to rise further?",
+        short="To be run.",
         env=SLIPPING,
         beginning=BEGINNER,
         arms=CREDIT,

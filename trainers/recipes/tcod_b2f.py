@@ -50,7 +50,7 @@ def tcod_b2f(
         "expert; reverse KL as in the code, not KL(T || pi) as in the paper; one row per episode. "
         "Measured with slack 1 (docs/results.md), with a teacher that does not know the ways back: "
         "where all stages are one skill nearly twice OPD's area under success, level with it at "
-        "the end, while the published form has less than half of that area; where late skills differ "
+        "the end, while the published form has less than half of that; where late skills differ "
         "above OPD in progress, and solves two thirds of the tasks on three seeds of six, next to "
         "nothing on the others; OPD with a turn limit just above the expert's length does as "
         "much. With a teacher that knows them both are level with OPD.",
