@@ -11,9 +11,9 @@ FEW = (
     "of demonstrations: .05 of progress above those with slips, at the edge of the interval."
 )
 MANY_LABELS = (
-    "Now it matters where labels come from: DAgger and demonstrations with slips keep far more "
-    "progress than those without (DAgger solves more, too), and are level with each other. An "
-    "expert that slips shows the ways back, too."
+    "Now it matters where labels come from: DAgger and demonstrations with slips solve more than "
+    "those without, keep far more progress, and are level with each other. An expert that slips "
+    "shows the ways back, too."
 )
 
 EXPERIMENTS = (

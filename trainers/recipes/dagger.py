@@ -9,7 +9,7 @@ Eq. 9 as `student_first`: the student plays kappa ~ U{0..K_i} turns and the teac
 which visits chains of errors; by chance at beta .6 five in a row are met once in a hundred times.
 
 Measured where hands slip (docs/results.md), with as many labels each: level with demonstrations
-made under slips, and with many labels above those made without.
+made under slips; above those made without, in progress and, with many labels, in success.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ def dagger(
         source="arXiv:2605.12913 eq. 9, 12-13",
         status="All rounds are kept, where the paper says both that and the last one; equal labels "
         "of equal states count once. Beta has a floor, as published, so the last states are still "
-        "a mixture's. Measured where hands slip (docs/results.md), at equal "
-        "numbers of labels: level with demonstrations made under slips, and at 6,000 above "
-        "those made without. White-box, with "
-        "a teacher that takes every turn, it is the pipeline's bridge: .92 of tasks "
-        "where no method that learns from its own attempts passed .5.",
+        "a mixture's. Measured where hands slip (docs/results.md), with as many labels each: level "
+        "with demonstrations made under slips; above those made without, in progress and, at 6,000 "
+        "labels, in success. White-box, with a teacher that takes every turn, it is the pipeline's "
+        "bridge: about .9 of tasks of which no method that learns from its own attempts solved a "
+        "third.",
         imitation=Imitation(
             roll_in=late if always_handoff else either(chance, late) if handoff else chance,
             keep=window(rounds) if rounds else union,
