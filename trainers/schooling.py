@@ -12,7 +12,7 @@ Bridge and OPD are guarded: they end where the score on dev tasks no longer rise
 the best weights (`turnwise.trainers.guard`). Each stage's model is evaluated on dev and test tasks.
 
 Measured under teachers that know the failures, the opd stage costs a little: the bridge, then rl,
-ends .02 to .03 above the whole. `skip_opd` leaves it out; see "Pipeline" in docs/results.md.
+ends .03 to .05 above the whole. `skip_opd` leaves it out; see "Pipeline" in docs/results.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from compared.arms import arms_of_dagger, arms_without_slips, dagger_pairs
 from compared.regimes import SHELTERED, SLIPPING, experiment
 
@@ -14,6 +16,13 @@ MANY_LABELS = (
     "Now it matters where labels come from: DAgger and demonstrations with slips solve more than "
     "those without, keep far more progress, and are level with each other. An expert that slips "
     "shows the ways back, too."
+)
+
+NOTHING_SLIPS = arms_without_slips(2000)
+AT_ONE_RATE = replace(
+    NOTHING_SLIPS[0],
+    name=f"{NOTHING_SLIPS[0].name}, DAgger's rate",
+    rate_of=NOTHING_SLIPS[1].name,
 )
 
 EXPERIMENTS = (
@@ -63,13 +72,15 @@ EXPERIMENTS = (
         name="dagger_null",
         title="DAgger, null: nothing slips",
         claim="Where the expert never leaves its way, labels elsewhere should not help.",
-        short="Level, as a null should be.",
-        finding="They do not: level with demonstrations over six seeds, in success and in "
-        "progress, as a null should be.",
+        short="Level in success; in progress at the edge of being above.",
+        finding="In success they do not: level, at rates of their own and at one rate. In "
+        "progress DAgger comes out .09 above at rates of their own, at the edge of the interval, "
+        "and level at one rate. On dev tasks the demonstrations were far ahead (.95 against .77), "
+        "so seeds differ by more than that.",
         env={**SLIPPING, "p_slip": 0.0},
         beginning=SHELTERED,
-        arms=arms_without_slips(2000),
-        pairs=dagger_pairs(2000)[1:2],
+        arms=(*NOTHING_SLIPS, AT_ONE_RATE),
+        pairs=(*dagger_pairs(2000)[1:2], (NOTHING_SLIPS[1].name, AT_ONE_RATE.name)),
         budget=0,
         rates=AROUND,
     ),
