@@ -211,9 +211,11 @@ class ScriptedPolicy:
 
 def expert(seat: Seat) -> str:
     """Do what the environment's own expert does."""
-    if not hasattr(seat.env, "expert"):
+    act = getattr(seat.env, "expert", None)
+    if not callable(act):
         raise TypeError(f"{type(seat.env).__name__} has no expert(); demonstrations need one")
-    return seat.env.expert()
+    answer: str = act()
+    return answer
 
 
 def noop(seat: Seat) -> str:

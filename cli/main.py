@@ -60,14 +60,19 @@ def answered(name: str, arguments: Sequence[str], work: Callable[[list[str]], in
     if "--debug" in rest:
         debug = True
         rest.remove("--debug")
-    if os.getcwd() not in sys.path:  # `module:Class` of a file that lies here
-        sys.path.append(os.getcwd())
     if debug:
         from turnwise.cli.failures import logged
 
         with logged():
-            return work(rest)
-    return _guarded(name, lambda: work(rest))
+            return _here(work, rest)
+    return _guarded(name, lambda: _here(work, rest))
+
+
+def _here(work: Callable[[list[str]], int], rest: list[str]) -> int:
+    """Work where `module:Class` may be of a file that lies here."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return work(rest)
 
 
 def _about(arguments: Sequence[str]) -> int:

@@ -82,7 +82,7 @@ def one_line(framed: str) -> str:
     """Return what tyro wrote into a frame as one line, without its title and its hints on help."""
     lines = [line for line in framed.splitlines() if "╭" not in line]
     text = " ".join(_FRAME.sub(" ", " ".join(lines)).split())
-    text = re.sub(r"^Error parsing \w+: ", "", text)
+    text = re.sub(r"^Error parsing (?:\w+|__tyro[\w.-]*): ", "", text)
     return re.split(r" (?:For full helptext|Argument helptext)", text)[0]
 
 

@@ -12,7 +12,7 @@ and `--teacher` both are made; nothing is downloaded. The same command again goe
 stopped.
 
 Under teachers that know the failures the middle stage, OPD, costs a little: the bridge, then
-student RL, ends .03 to .05 above the whole (docs/results.md, "Pipeline"). `--skip-opd` leaves it
+student RL, ends .03 to .08 above the whole (docs/results.md, "Pipeline"). `--skip-opd` leaves it
 out.
 """
 

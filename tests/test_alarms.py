@@ -67,20 +67,28 @@ def test_an_alarm_is_in_the_metrics_of_its_step(tmp_path):
         assert "reward fell from 2 to 0" in alarms[14]
 
 
-@pytest.mark.parametrize(("name", "idle"), [("turn_rloo", 1), ("dapo", 1), ("grpo", 1)])
-def test_a_run_that_learns_nothing_says_so_once_and_why(tmp_path, name, idle):
+@pytest.mark.parametrize("paid", [1.0, 0.1, 0.7])
+@pytest.mark.parametrize("name", ["turn_rloo", "dapo", "grpo", "dr_grpo", "reinforce_pp", "gigpo"])
+def test_a_run_that_learns_nothing_says_so_once_and_why(tmp_path, name, paid):
+    """Also where the mean of equal rewards is not quite their value."""
+
     class Dull(Walks):
         def step(self, action):
             observation, _, *rest = super().step(action)
-            return observation, 1.0, *rest
+            return observation, paid * float(rest[0] or rest[1]), *rest
 
-    rows = run(tmp_path / "run", env=Dull, steps=3, checkpoint_every=0, recipe=name)
-    assert [row["idle_groups"] for row in rows] == [idle] * 3
-    told = [[a for a in row.get("alarms", ()) if "groups teach nothing" in a] for row in rows]
-    assert [len(some) for some in told] == [1, 0, 0]
+    same = {"group_size": 7, "max_turns": 2, "steps": 4, "checkpoint_every": 0}
+    rows = run(tmp_path / "run", env=Dull, recipe=name, **same)
+    assert [row["tied_groups"] for row in rows] == [1] * 4
+    if name != "reinforce_pp":  # the batch is its group
+        assert [row["idle_groups"] for row in rows] == [1] * 4
+    told = [[a for a in row.get("alarms", ()) if "earned the same" in a] for row in rows]
+    assert [len(some) for some in told] == [0, 0, rows[0]["idle_groups"] == 1, 0]
 
 
-def test_one_group_that_teaches_is_no_alarm():
-    assert Alarms().check({"idle_groups": 15 / 16}) == []
-    (told,) = Alarms().check({"idle_groups": 1.0})
-    assert told.startswith("100% of the groups teach nothing, as all their attempts earned")
+def test_only_three_idle_steps_in_a_row_are_an_alarm():
+    bell = Alarms()
+    shares = [1.0, 1.0, 15 / 16, 1.0, 1.0, 1.0, 1.0]
+    told = [bell.check({"idle_groups": share}) for share in shares]
+    assert [len(some) for some in told] == [0, 0, 0, 0, 0, 1, 0]
+    assert told[5][0].startswith("100% of the groups of three steps earned the same")

@@ -58,6 +58,9 @@ TRAINING = [f"train_{name}" for name in ("grpo", "sod", "tcod", "dagger", "pipel
         (["--env-kwargs", '{"nope": 1}'], "takes no argument 'nope'"),
         (["--student", "/nowhere"], "no model in folder '/nowhere'"),
         (["--env", "test_scripts:Mute"], "Mute has no expert()"),
+        (["--texts", "0"], "texts must be at least 1, got 0"),
+        (["--seed", "-1"], "seed must be at least 0, got -1"),
+        (["--student-sft.noise", "1.5"], "noise is a share from 0 to 1, got 1.5"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
@@ -86,6 +89,12 @@ def test_the_other_scripts_answer_in_one_line_too(script, name):
 def test_a_comparison_that_there_is_not_is_named(script):
     code, err = script("compare_methods", "--only", "nope")
     assert code == 1 and "no experiment ['nope']; there are: " in err
+
+
+def test_a_text_teacher_of_no_form_is_named_before_a_student_is_made(script, tmp_path):
+    code, err = script("train_dagger", "--teacher", "openai:gpt", "--out", "run")
+    assert code == 1 and "a served model is openai:MODEL@URL" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_debug_shows_where(monkeypatch):
@@ -155,7 +164,7 @@ def test_a_teacher_that_gives_too_little_is_refused_before_anything_is_made(
         options = json.dumps({"white_box": True})
         train = replace(plan.train, recipe="dagger", recipe_options=options)
         plan = replace(plan, train=train)
-    with pytest.raises(NoTeacher, match=r"'[a-z:@/]+' gives none: name a model"):
+    with pytest.raises(NoTeacher, match=r"more of a teacher than '[a-z:@/]+' gives: name a model"):
         run_lesson(plan)
     assert not (tmp_path / "run").exists()
 

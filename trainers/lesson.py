@@ -31,6 +31,7 @@ from turnwise.trainers.loop import train
 from turnwise.trainers.model import load_model, load_tokenizer, save_model, tokenizer_from_env
 from turnwise.trainers.pipeline import WarmUp, measure, plan_to_json, summary_of, warm_up
 from turnwise.trainers.progress import Progress
+from turnwise.trainers.ranges import above, at_least
 from turnwise.trainers.readiness import require_ready
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe
@@ -93,6 +94,11 @@ class Lesson:
     fit: tuple[str, ...] = ()
     """Limits, as train.max_tokens, that are raised to what the expert's own episodes need. By
     default, of another environment than a script's own, those that the command line leaves out."""
+
+    def __post_init__(self) -> None:
+        at_least(1, texts=self.texts, test_tasks=self.test_tasks)
+        at_least(0, seed=self.seed)
+        above(0, rope_theta=self.rope_theta)
 
     def make_env(self) -> Env:
         """Return a new environment."""

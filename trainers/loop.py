@@ -50,6 +50,8 @@ from turnwise.trainers.watch import (
     rollout_metrics,
 )
 
+TEACHES = 1e-6
+"""Advantages below this are the rounding of a group that earned the same."""
 P = TypeVar("P", bound="Closes | None")
 RESUMABLE = (TooManyLost, NotAsleep, TrainingDiverged, RecordError, ClusterLost, WeightsNotTaken)
 """What ends a run between two steps: the last whole step is saved first."""
@@ -170,9 +172,9 @@ class _Run:
         saved = self.folder.resumed
         if saved is None:
             return 0
-        with reading(saved):
+        with reading(saved), ranks.named():
             self._load(saved)
-        done = int(self.folder.state["step"])
+            done = int(self.folder.state["step"])
         if self.rounds is not None:
             self.rounds.resume(self.config.out, done)
         self.publish()
@@ -278,7 +280,8 @@ def _update(
         return share | {"idle_groups": 1.0}
     table = turn_table(kept, history=recipe.history)
     advantages = recipe.credit(table)
-    teach = len(kept) if tutor is not None else len(np.unique(table.group_N[advantages != 0]))
+    paid = np.unique(table.group_N[abs(advantages) > TEACHES])
+    teach = len(paid if tutor is None else kept)
     share["idle_groups"] = 1 - teach / len(groups)
     episodes = [episode for group in kept for episode in group.trainable]
     rows = rows_of(episodes)

@@ -116,6 +116,8 @@ def _require_model(name: str) -> None:
     looks_local = name.startswith((".", "/", "~")) or folder.exists() or parent
     if not name:
         raise ModelNotFound("no model was named; give a folder or a Hugging Face name")
+    if (folder / "config.json").is_file() and "model_type" in (folder / "config.json").read_text():
+        return
     if (folder / "progress.json").is_file():
         raise ModelNotFound(f"{name!r} is a checkpoint, from which --resume goes on, and no model")
     if (folder / "metrics.jsonl").is_file():

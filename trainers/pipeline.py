@@ -29,6 +29,7 @@ from turnwise.envs.types import Episode, Task
 from turnwise.trainers.experts import cut_short, solved
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.model import fingerprint
+from turnwise.trainers.ranges import above, at_least, shares
 from turnwise.trainers.sft import expert_episodes, imitate
 
 MakeEnv = Callable[[], Env]
@@ -71,6 +72,12 @@ class WarmUp:
     check_tasks: int = 150
     max_tokens: int = 1024
     max_new_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        at_least(1, demos=self.demos, batch=self.batch, check_every=self.check_every)
+        at_least(0, steps=self.steps)
+        shares(noise=self.noise, malformed=self.malformed, decay_from=self.decay_from)
+        above(0, learning_rate=self.learning_rate)
 
     def rate(self, step: int) -> float:
         """Return the factor of the learning rate: up over 20 steps, level, then down."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from torch import OutOfMemoryError
 
 from turnwise.agents.record import Position, RecordWriter
 from turnwise.trainers.addresses import is_address
@@ -95,10 +96,11 @@ class RunFolder:
             return
         with reading(self.resumed):
             self.state: dict[str, Any] = json.loads((self.resumed / "progress.json").read_text())
-            position = Position(**self.state["records"])
+            position, end = Position(**self.state["records"]), int(self.state["metrics"])
+            int(self.state["step"])
         self.records = RecordWriter.resume(records, position)
         self.metrics = self._metrics_path.open("r+")
-        self.metrics.truncate(self.state["metrics"])
+        self.metrics.truncate(end)
         self.metrics.seek(0, os.SEEK_END)
         self._mark()
 
@@ -184,7 +186,7 @@ def reading(checkpoint: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (RankFailed, RankLost):
+    except (RankFailed, RankLost, OutOfMemoryError):
         raise
     except _UNREAD as error:
         before = [c.name for c in _whole(checkpoint.parent) if c.name < checkpoint.name]

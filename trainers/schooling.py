@@ -12,7 +12,7 @@ Bridge and OPD are guarded: they end where the score on dev tasks no longer rise
 the best weights (`turnwise.trainers.guard`). Each stage's model is evaluated on dev and test tasks.
 
 Measured under teachers that know the failures, the opd stage costs a little: the bridge, then rl,
-ends .03 to .05 above the whole. `skip_opd` leaves it out; see "Pipeline" in docs/results.md.
+ends .03 to .08 above the whole. `skip_opd` leaves it out; see "Pipeline" in docs/results.md.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class Schooling(Lesson):
     opd_guard: Guard = field(default_factory=lambda: Guard(every=5, patience=3, settle=10))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("bridge", "opd"):
             guard, plan = getattr(self, f"{name}_guard"), getattr(self, name)
             if guard.every != int(guard.every):

@@ -97,6 +97,16 @@ def require_enough(episodes: Sequence[Episode], max_failed: float, max_tokens: i
         )
 
 
+def over_for(seen: Sequence[float], limit: float, steps: int) -> bool:
+    """Return whether `seen` was ever above `limit` for so many steps in a row."""
+    row = 0
+    for value in seen:
+        row = row + 1 if value > limit else 0
+        if row == steps:
+            return True
+    return False
+
+
 @dataclass
 class Alarms:
     """Compares each step with the first ones.
@@ -115,8 +125,8 @@ class Alarms:
         "length_cut": (0.5, "of the actions are cut at max_new_tokens; raise it"),
         "idle_groups": (
             0.99,
-            "of the groups teach nothing, as all their attempts earned the same or were lost; "
-            "imitate first, take easier tasks, or a larger group_size",
+            "of the groups of three steps earned the same in all their attempts, or were lost: "
+            "where they fail imitate first or take easier tasks, where they succeed harder ones",
         ),
         "teacher_missing": (
             0.5,
@@ -134,6 +144,8 @@ class Alarms:
             "check` tries whether the environment follows from task, seed and actions",
         ),
     }
+    PATIENCE: ClassVar = {"idle_groups": 3}
+    """Steps in a row for which a share must be above its limit; else one."""
     RISES: ClassVar = {"action_tokens": 2.0, "errors": 4.0, "reference_kl": 50.0, "kl_late": 10.0}
 
     def check(self, metrics: dict[str, float]) -> list[str]:
@@ -151,10 +163,11 @@ class Alarms:
         alarms = []
         for name, (limit, what) in self.LIMITS.items():
             seen = self.history.setdefault(name, [])
-            now = metrics.get(name, 0.0)
-            if now > limit and max(seen, default=0.0) <= limit:
-                alarms.append(f"{now:.0%} {what}")
-            seen.append(now)
+            steps = self.PATIENCE.get(name, 1)
+            told = over_for(seen, limit, steps)
+            seen.append(metrics.get(name, 0.0))
+            if over_for(seen, limit, steps) and not told:
+                alarms.append(f"{seen[-1]:.0%} {what}")
         return alarms
 
     def _compare(self, name: str, seen: list[float]) -> list[str]:

@@ -43,7 +43,7 @@ EXPERIMENTS = (
         name="pipeline_clean",
         title="Pipeline: distillation while it helps, then the reward; a clean teacher",
         claim="Is leaving the teacher on success never worse than the best single method?",
-        short="It leaves the teacher at once: level with the best single method.",
+        short="It leaves the teacher early: level with the best single method.",
         finding="It is level with the best single method, though what it spends on looking costs "
         "it area under success: in every seed it leaves the bridge at its first look, after 8 % "
         "of the budget, and OPD at its first or second, at 18 to 24 %, with the weights of the "
@@ -94,10 +94,10 @@ EXPERIMENTS = (
         "above the bridge and OPD + GRPO by .43 and .45: two dev seeds misjudged it. The bridge "
         "alone comes near its teacher early (.4 on 32 tasks after a fourth of the budget) and "
         "stays there (.47); OPD + GRPO, F2B and turn_rloo rise slowly from .06 and are still "
-        "rising at the end. So the stages need each other: the bridge brings the student where "
-        "reward is met often, and reward leads past the teacher. The middle stage does not pay: "
-        "the bridge, then turn_rloo, is above the whole in area at either rate, and at 3e-4 in "
-        "success, too (.93): it is what to try first where a teacher knows the way. Plan (16 "
+        "rising at the end. So bridge and reward need each other: the bridge brings the student "
+        "where reward is met often, and reward leads past the teacher. The middle stage does not "
+        "pay: the bridge, then turn_rloo, is above the whole in area at either rate, and at 3e-4 "
+        "in success, too (.93): it is what to try first where a teacher knows the way. Plan (16 "
         "attempts a step; the bridge, as elsewhere, 64) and budget were chosen on one dev seed, "
         "on which after 48,000 steps the whole was level with its bridge (.35, .39).",
         env=FAILING,

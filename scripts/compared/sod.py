@@ -19,9 +19,10 @@ EXPERIMENTS = (
         finding="The weights fall where they should (about .4 on the path, .01 in a side branch, "
         ".09 after a failure), and where they fall is what matters: SOD doubles what it solves, "
         "while OPD, OPD + GRPO and the same weights made uniform or dealt at random lose all "
-        "success and a third of the progress that they began with, at rates of their own. But SOD "
-        "is level with GRPO alone: with such a teacher its weights take the harm away and the "
-        "teacher adds nothing. OPD, OPD + GRPO and GRPO took the lowest rate of the grid.",
+        "success and a third of the progress that they began with (OPD and OPD + GRPO at rates of "
+        "their own, the weights at SOD's). But SOD is level with GRPO alone: with such a teacher "
+        "its weights take the harm away and the teacher adds nothing. OPD, OPD + GRPO and GRPO "
+        "took the lowest rate of the grid.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
@@ -39,8 +40,8 @@ EXPERIMENTS = (
         finding="Hardly. At one rate SOD is level with OPD, and in progress .02 below OPD + GRPO "
         "and below its own weights made uniform or dealt at random, in success level with all of "
         "them: what the weights (.4 on the path, .3 after a failure) take away there is worth a "
-        "little. At rates of their own OPD (.20) and OPD + GRPO (.21) are further above SOD "
-        "(.11), and OPD is above GRPO alone (.12), while SOD is level with it: theirs came out as "
+        "little. At rates of their own OPD (.20) is above SOD (.11), OPD + GRPO (.21) in progress "
+        "alone, and OPD is above GRPO alone (.12), while SOD is level with it: theirs came out as "
         "1e-3 and its as 3e-4, by two dev seeds on which two rates of each lie within .02. So "
         "SOD's weights pay for themselves where the teacher has no support, and cost a little "
         "where it has.",

@@ -9,6 +9,7 @@ The weight is bounded, not the surrogate: every token keeps a gradient. There is
 from __future__ import annotations
 
 from turnwise.trainers.advantages import Level, by_levels, mean, std
+from turnwise.trainers.ranges import above
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.surrogates import token_mean, weight_clip
 from turnwise.trainers.turns import outcome
@@ -20,6 +21,7 @@ def cispo(*, bound: float = 5.0, floor: float = 1e-2) -> Recipe:
     Args:
         bound: 1 + eps_high, 5 as in ScaleRL (arXiv:2510.13786).
     """
+    above(0, bound=bound)
     return Recipe(
         name="cispo",
         source="arXiv:2506.13585 eq. 4-5",

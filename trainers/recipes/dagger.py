@@ -17,7 +17,7 @@ from __future__ import annotations
 from turnwise.trainers.divergences import fkl, full
 from turnwise.trainers.imitation import Imitation, by_chance, either, student_first, union, window
 from turnwise.trainers.mixes import falling, through
-from turnwise.trainers.ranges import shares
+from turnwise.trainers.ranges import at_least, shares
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.surrogates import token_mean, turn_mean
 
@@ -53,6 +53,7 @@ def dagger(
         temperature: at which a neural teacher acts and labels; 0 varies less and knows one mode.
     """
     shares(first=first, fall=fall, least=least)
+    at_least(0, handoff=handoff, rounds=rounds)
     if always_handoff and handoff < 1:
         raise ValueError(
             f"always_handoff has the student play up to `handoff` turns first, got {handoff:g}: "

@@ -10,6 +10,7 @@ place of the length (a long failure must not be cheaper per token than a short o
 from __future__ import annotations
 
 from turnwise.trainers.advantages import Level, by_levels, mean
+from turnwise.trainers.ranges import above
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.surrogates import ppo, seq_sum
 from turnwise.trainers.turns import outcome
@@ -21,6 +22,7 @@ def dr_grpo(*, clip: float = 0.2, max_tokens: float = 1024.0) -> Recipe:
     Args:
         max_tokens: the longest episode in sampled tokens; it only scales L.
     """
+    above(0, max_tokens=max_tokens)
     return Recipe(
         name="dr_grpo",
         source="arXiv:2503.20783",

@@ -14,6 +14,7 @@ from the rewards to go, and leaves the own trajectory out.
 from __future__ import annotations
 
 from turnwise.trainers.advantages import Level, by_levels, finest, plus
+from turnwise.trainers.ranges import at_least
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.surrogates import ppo, token_mean
 from turnwise.trainers.turns import final_reward, rewards_on_the_way, turn
@@ -25,6 +26,7 @@ def mt_grpo(*, turn_weight: float = 1.0, clip: float = 0.2) -> Recipe:
     Args:
         turn_weight: lambda; 1 is the estimate of the whole return.
     """
+    at_least(0, turn_weight=turn_weight)
     all_turns = Level(returns=rewards_on_the_way)
     same_index = Level(returns=rewards_on_the_way, keys=turn)
     turns = by_levels(all_turns, same_index, combine=finest)

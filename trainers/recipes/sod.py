@@ -15,6 +15,7 @@ from __future__ import annotations
 from turnwise.trainers import weights
 from turnwise.trainers.distillation import Distillation
 from turnwise.trainers.mixes import added, constant
+from turnwise.trainers.ranges import at_least
 from turnwise.trainers.recipe import Recipe, no_credit
 from turnwise.trainers.recipes.grpo import grpo
 from turnwise.trainers.signals import clipped, reverse_kl
@@ -43,6 +44,7 @@ def sod(
         by_batch: compare with the mean d_1 of the batch and not with the trajectory's own.
         reward: add the advantage of GRPO; without, distillation alone.
     """
+    at_least(0, coefficient=coefficient)
     own = weights.sod(eps=eps, delta=delta, floor=floor)
     return Recipe(
         name="sod",
