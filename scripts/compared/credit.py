@@ -36,8 +36,9 @@ EXPERIMENTS = (
         finding="Yes: with three times the steps GiGPO ends .22 above GRPO and HGPO .08, both "
         "above in success, progress and area; turn_rloo, without histories, is level with it. "
         "HGPO has GRPO's rate; GiGPO's is another, and on dev tasks GRPO was level at both (.62, "
-        ".61). What GiGPO and HGPO have and turn_rloo has not are a discount (.95) and a group's "
-        "standard deviation to divide by; which of them counts was not taken apart.",
+        ".61). GiGPO and HGPO differ from turn_rloo in several ways (a discount of .95, a group's "
+        "standard deviation to divide by, a mean that holds the own return, how levels are "
+        "weighed); which of them counts was not taken apart.",
         env=SLIPPING,
         beginning=BEGINNER,
         arms=CREDIT,
