@@ -66,6 +66,15 @@ def test_another_plan_is_refused_for_a_stage_that_is_whole_or_begun(tmp_path, fa
     assert not ran
 
 
+def test_a_later_stage_of_another_plan_is_refused_before_the_numbers_are_written_over(tmp_path):
+    run_stages(tmp_path, [writes("sft")[0], writes("rl")[0]], lambda name, model: {})
+    before = (tmp_path / "summary.json").read_text()
+    changed = [writes("sft")[0], writes("rl", plan={"steps": 4})[0]]
+    with pytest.raises(PlanChanged, match="steps=3, and 4 is asked for"):
+        run_stages(tmp_path, changed, lambda name, model: {})
+    assert (tmp_path / "summary.json").read_text() == before
+
+
 def test_a_folder_may_be_moved(tmp_path):
     stage, ran = writes("sft")
     stage.made(tmp_path / "here")

@@ -46,17 +46,27 @@ class Stage:
             PlanChanged: the folder was begun under another plan.
             Interrupted: it was stopped on the way.
         """
-        folder, plan = out / self.name, json.loads(json.dumps(dict(self.plan)))
+        folder, before = out / self.name, self.begun(out)
         note = folder / "made.json"
-        before = json.loads(note.read_text()) if note.exists() else {"model": None, "plan": plan}
-        require_same(folder, before["plan"], plan)
         if before["model"] is None:
             folder.mkdir(parents=True, exist_ok=True)
             _write(note, before)
             model = self.run(folder)
-            _write(note, {"model": str(model.relative_to(folder)), "plan": plan})
+            _write(note, {**before, "model": str(model.relative_to(folder))})
             return model
         return folder / str(before["model"])
+
+    def begun(self, out: Path) -> dict[str, Any]:
+        """Return what is there: the plan, and the folder of the model or None.
+
+        Raises:
+            PlanChanged: the folder was begun under another plan.
+        """
+        plan = json.loads(json.dumps(dict(self.plan)))
+        note = out / self.name / "made.json"
+        before = json.loads(note.read_text()) if note.exists() else {"model": None, "plan": plan}
+        require_same(note.parent, before["plan"], plan)
+        return dict(before)
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,9 @@ def run_stages(
     Raises:
         PlanChanged, Interrupted: see `Stage.made`.
     """
+    for stage in stages:
+        if isinstance(stage, Stage):
+            stage.begun(out)  # before the numbers of what is there are written over
     reports: dict[str, Mapping[str, Report]] = {}
     for stage in stages:
         reports[stage.name] = measure(stage.name, stage.made(out))
