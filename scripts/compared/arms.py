@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from turnwise.trainers.advantages import Scale, std, unscaled
 from turnwise.trainers.contest import Arm
 from turnwise.trainers.guard import Guard
 from turnwise.trainers.recipe import Recipe
@@ -35,6 +36,23 @@ def _weighted(recipe: Recipe, weight: object) -> Recipe:
 def anchored(recipe: Recipe) -> Recipe:
     """Without the KL to the reference: no method of the comparison has one."""
     return replace(recipe, kl_coefficient=0.0)
+
+
+def divided(recipe: Recipe) -> Recipe:
+    """Every level divided by its group's standard deviation, as in GiGPO."""
+    return _levels(recipe, std(1, 1e-6, 1e-2))
+
+
+def undivided(recipe: Recipe) -> Recipe:
+    """No level divided, and no KL to the reference."""
+    return anchored(_levels(recipe, unscaled))
+
+
+def _levels(recipe: Recipe, scale: Scale) -> Recipe:
+    """The recipe's levels with another scale."""
+    by, parts = recipe.credit.func, dict(recipe.credit.keywords)
+    parts["levels"] = tuple(replace(level, scale=scale) for level in parts["levels"])
+    return replace(recipe, credit=partial(by, **parts))
 
 
 PACE = 4
@@ -83,6 +101,34 @@ CREDIT = (
     TURN_RLOO,
     Arm(name="GiGPO", method="gigpo", change=anchored),
     Arm(name="HGPO", method="hgpo"),
+)
+NEAR = {"history_turns": 0, "gamma": 0.95}
+CREDIT_APART = (
+    Arm(name="GRPO, GiGPO's rate", method="grpo", change=anchored, rate_of="GiGPO"),
+    Arm(
+        name="turn_rloo, divided",
+        method="turn_rloo",
+        options={"history_turns": 0},
+        change=divided,
+        rate_of="GiGPO",
+    ),
+    Arm(name="turn_rloo, gamma .95", method="turn_rloo", options=NEAR, rate_of="GiGPO"),
+    Arm(
+        name="turn_rloo, gamma .95, divided",
+        method="turn_rloo",
+        options=NEAR,
+        change=divided,
+        rate_of="GiGPO",
+    ),
+    Arm(name="GiGPO, undivided", method="gigpo", change=undivided, rate_of="GiGPO"),
+)
+"""Between turn_rloo and GiGPO, what parts them put in or taken out one by one, at GiGPO's rate."""
+CREDIT_APART_PAIRS = (
+    ("GiGPO", "GRPO, GiGPO's rate"),
+    ("turn_rloo", "GRPO, GiGPO's rate"),
+    *((arm.name, "turn_rloo") for arm in CREDIT_APART[1:4]),
+    ("GiGPO", "turn_rloo, gamma .95, divided"),
+    ("GiGPO", "GiGPO, undivided"),
 )
 
 

@@ -39,6 +39,8 @@ ROBUST = School(
 twice the turns, for in as few as the methods have, seven of eight of such demonstrations end too
 soon to be shown."""
 
+ROBUST_STATIONARY = replace(ROBUST, env={k: v for k, v in ROBUST.env.items() if k != "phased"})
+
 LESSER = replace(ROBUST, start=replace(ROBUST.start, target=0.4, tolerance=0.05, check_below=2.0))
 """Was taught the same, to less: it solves .49 of the tasks where the other one solves .91."""
 
