@@ -6,7 +6,14 @@ import time
 import pytest
 from boxes import need_bubblewrap
 
-from turnwise.sandboxes import Limits, SandboxDied, guest_shell, open_sandbox
+from turnwise.sandboxes import (
+    Limits,
+    SandboxDied,
+    bubblewrap,
+    guest_shell,
+    inside,
+    open_sandbox,
+)
 
 SMALL = Limits(memory_mb=96, pids=32, disk_mb=4, output_bytes=2000, wall_s=10.0)
 
@@ -22,15 +29,14 @@ def box():
 def plain_box():
     """One in which there is no bash: the guest takes sh."""
     need_bubblewrap()
+    files = dict(inside.guest_files())
+    path = "/opt/turnwise/sandboxes/guest_shell.py"
+    files[path] = files[path].replace(b'BASH = ["bash"', b'BASH = ["no-bash"')
     with pytest.MonkeyPatch.context() as patch:
-        from turnwise.sandboxes import bubblewrap, inside
-
-        files = dict(inside.guest_files())
-        path = "/opt/turnwise/sandboxes/guest_shell.py"
-        files[path] = files[path].replace(b'BASH = ["bash"', b'BASH = ["no-bash"')
         patch.setattr(bubblewrap, "compiled_guest", lambda python: files)
-        with open_sandbox("bubblewrap", limits=SMALL) as box:
-            yield box
+        opened = open_sandbox("bubblewrap", limits=SMALL)
+    with opened as box:  # the patch is gone: whatever opens next has bash
+        yield box
 
 
 @pytest.fixture(params=["box", "plain_box"])
