@@ -26,11 +26,12 @@ from table import show
 from torch import nn
 
 from turnwise.trainers.batch import Row, pack, rows_of, totals_of
+from turnwise.trainers.model_teacher import ModelTeacher, frozen
 from turnwise.trainers.objective import objective
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.scorer import Scorer
 from turnwise.trainers.surrogates import token_mean
-from turnwise.trainers.teachers import ModelTeacher, chosen_by, frozen
+from turnwise.trainers.teachers import chosen_by
 from turnwise.trainers.tiny import tiny_model
 
 TASKS, ATTEMPTS, LIMIT, REPEATS = 4, 4, 10.0, 3

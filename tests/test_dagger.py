@@ -32,10 +32,11 @@ from turnwise.trainers.learner import Learner
 from turnwise.trainers.loop import train
 from turnwise.trainers.mixes import constant
 from turnwise.trainers.model import load_model, save_model
+from turnwise.trainers.model_teacher import synced
 from turnwise.trainers.recipe import Recipe, mixed_rewards
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.recipes.dagger import dagger
-from turnwise.trainers.teachers import TeacherMismatch, synced
+from turnwise.trainers.teachers import TeacherMismatch
 from turnwise.trainers.tutor import NoTeacher
 
 torch.set_num_threads(1)

@@ -21,9 +21,10 @@ from turnwise.trainers.ends import ends_in, ends_of, foreign
 from turnwise.trainers.engine_teacher import EngineTeacher
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.model import load_model, load_tokenizer, save_model
+from turnwise.trainers.model_teacher import frozen
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.sft import demonstrations, imitate
-from turnwise.trainers.teachers import chosen_by, frozen
+from turnwise.trainers.teachers import chosen_by
 from turnwise.trainers.tutor import tutor_for
 
 torch.set_num_threads(1)

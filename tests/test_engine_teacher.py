@@ -29,10 +29,12 @@ from turnwise.trainers.divergences import (
     top_k,
 )
 from turnwise.trainers.engine_teacher import EngineTeacher
+from turnwise.trainers.model_teacher import frozen
 from turnwise.trainers.recipes import NAMES, recipe
+from turnwise.trainers.several import Several
 from turnwise.trainers.signals import reverse_kl
 from turnwise.trainers.surrogates import token_mean
-from turnwise.trainers.teachers import Several, TeacherMismatch, chosen_by, frozen
+from turnwise.trainers.teachers import TeacherMismatch, chosen_by
 from turnwise.trainers.teaching import distil, score
 from turnwise.trainers.tutor import Tutor
 

@@ -26,9 +26,9 @@ from turnwise.trainers.batch import rows_of
 from turnwise.trainers.halves import halves
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.model import add_lora
+from turnwise.trainers.model_teacher import frozen
 from turnwise.trainers.precision import bf16
 from turnwise.trainers.scorer import Scorer
-from turnwise.trainers.teachers import frozen
 from turnwise.trainers.teaching import score
 
 torch.set_num_threads(1)

@@ -13,8 +13,8 @@ from turnwise.agents.renderer import Renderer
 from turnwise.trainers.batch import Row
 from turnwise.trainers.contexts import message_ids, outcome_hint, with_context
 from turnwise.trainers.distillation import Distillation
+from turnwise.trainers.model_teacher import frozen, self_base
 from turnwise.trainers.signals import contrast, reverse_kl
-from turnwise.trainers.teachers import frozen, self_base
 from turnwise.trainers.teaching import distil, score, token_table
 
 torch.set_num_threads(1)

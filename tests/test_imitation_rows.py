@@ -24,8 +24,8 @@ from turnwise.trainers.dagger import Lessons, lessons
 from turnwise.trainers.divergences import fkl, full, top_k
 from turnwise.trainers.imitation import last, union, window
 from turnwise.trainers.learner import Learner
+from turnwise.trainers.model_teacher import frozen
 from turnwise.trainers.surrogates import token_mean, turn_mean
-from turnwise.trainers.teachers import frozen
 
 torch.set_num_threads(1)
 

@@ -27,9 +27,10 @@ from pupils import (
 )
 from test_engine_teacher import behind_engine, packed_rows
 
+from turnwise.trainers.model_teacher import frozen
 from turnwise.trainers.recipe import no_credit
 from turnwise.trainers.recipes import recipe
-from turnwise.trainers.teachers import TeacherMismatch, frozen
+from turnwise.trainers.teachers import TeacherMismatch
 from turnwise.trainers.teaching import distil
 
 torch.set_num_threads(1)

@@ -20,9 +20,10 @@ from turnwise.trainers.batch import pack, totals_of
 from turnwise.trainers.engine_teacher import EngineTeacher
 from turnwise.trainers.engines import served
 from turnwise.trainers.model import load_model, save_model
+from turnwise.trainers.model_teacher import frozen
 from turnwise.trainers.recipes import NAMES, recipe
 from turnwise.trainers.surrogates import token_mean
-from turnwise.trainers.teachers import TeacherMismatch, frozen
+from turnwise.trainers.teachers import TeacherMismatch
 from turnwise.trainers.tutor import NoTeacher, tutor_for
 
 torch.set_num_threads(1)

@@ -18,11 +18,12 @@ from turnwise.trainers.divergences import full
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.loop import TooManyLost, train
 from turnwise.trainers.model import save_model
+from turnwise.trainers.model_teacher import ema
 from turnwise.trainers.recipe import Recipe, no_credit
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.sft import demonstrations, imitate
 from turnwise.trainers.surrogates import ppo
-from turnwise.trainers.teachers import TeacherMismatch, ema
+from turnwise.trainers.teachers import TeacherMismatch
 from turnwise.trainers.tutor import NoTeacher
 
 torch.set_num_threads(1)

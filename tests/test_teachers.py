@@ -10,16 +10,10 @@ from pupils import episodes_of, gradient_of, learner_of, packed_of, parts
 from toy_runs import fresh
 
 from turnwise.trainers.divergences import full
+from turnwise.trainers.model_teacher import ema, frozen, self_base, synced
 from turnwise.trainers.recipes import recipe
-from turnwise.trainers.teachers import (
-    Several,
-    TeacherMismatch,
-    ema,
-    frozen,
-    require_same_vocabulary,
-    self_base,
-    synced,
-)
+from turnwise.trainers.several import Several
+from turnwise.trainers.teachers import TeacherMismatch, require_same_vocabulary
 from turnwise.trainers.teaching import score
 
 torch.set_num_threads(1)

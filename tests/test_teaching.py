@@ -13,11 +13,11 @@ from pupils import NOW, TAUGHT, Silent, biggest, episodes_of, gradient_of, learn
 from turnwise.trainers.distillation import Distillation
 from turnwise.trainers.divergences import full
 from turnwise.trainers.mixes import Progress, added, convex, signal_alone
+from turnwise.trainers.model_teacher import frozen
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.signals import reverse_kl
 from turnwise.trainers.surrogates import ppo
-from turnwise.trainers.teachers import frozen
 from turnwise.trainers.teaching import distil, score
 
 torch.set_num_threads(1)

@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from turnwise.trainers.batch import rows_of
 from turnwise.trainers.divergences import full, jsd, top_k
 from turnwise.trainers.learner import Learner
+from turnwise.trainers.model_teacher import frozen
 from turnwise.trainers.precision import bf16, fp32
 from turnwise.trainers.recipes import recipe
-from turnwise.trainers.teachers import Several, frozen
+from turnwise.trainers.several import Several
 from turnwise.trainers.teaching import score
 from turnwise.trainers.vocabulary import by_parts
 

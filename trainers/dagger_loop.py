@@ -33,10 +33,10 @@ from turnwise.trainers.dagger import Lessons, lessons
 from turnwise.trainers.engines import served
 from turnwise.trainers.imitation import Imitation
 from turnwise.trainers.mixes import Progress
+from turnwise.trainers.model_teacher import ModelTeacher
 from turnwise.trainers.recipe import Recipe, every_group
 from turnwise.trainers.run_folder import RunFolder
 from turnwise.trainers.shared_folder import SharedFolder
-from turnwise.trainers.teachers import ModelTeacher
 from turnwise.trainers.trainee import Trainee
 from turnwise.trainers.turns import turn_table
 from turnwise.trainers.tutor import NoTeacher, Tutor, in_this_process

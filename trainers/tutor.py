@@ -26,14 +26,9 @@ from turnwise.trainers.engines import TOLERANCE, served
 from turnwise.trainers.learner import Learner
 from turnwise.trainers.mixes import Progress
 from turnwise.trainers.model import ModelNotFound, load_model
+from turnwise.trainers.model_teacher import ModelTeacher, frozen
 from turnwise.trainers.recipe import Recipe
-from turnwise.trainers.teachers import (
-    ModelTeacher,
-    Teacher,
-    TeacherMismatch,
-    frozen,
-    require_same_vocabulary,
-)
+from turnwise.trainers.teachers import Teacher, TeacherMismatch, require_same_vocabulary
 from turnwise.trainers.teaching import distil
 from turnwise.trainers.turns import TurnTable
 
