@@ -16,7 +16,8 @@ from pathlib import Path
 from turnwise.cli.script import run_script
 from turnwise.trainers.asked import asked
 from turnwise.trainers.config import TrainConfig
-from turnwise.trainers.lesson import CRAFT_SFT, Lesson, run_lesson
+from turnwise.trainers.lesson import CRAFT_SFT, Lesson
+from turnwise.trainers.lesson_run import run_lesson
 
 DAGGER = Lesson(
     out=Path("runs/dagger"),

@@ -15,7 +15,8 @@ from pathlib import Path
 import tyro
 
 from turnwise.cli.script import run_script
-from turnwise.trainers.lesson import CRAFT_RL, CRAFT_SFT, Lesson, run_lesson
+from turnwise.trainers.lesson import CRAFT_RL, CRAFT_SFT, Lesson
+from turnwise.trainers.lesson_run import run_lesson
 
 SFT = replace(CRAFT_SFT, target=0.72, demos=5000, steps=900, check_every=30)
 RL = replace(

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from turnwise.cli.script import run_script
 from turnwise.trainers.asked import asked
-from turnwise.trainers.lesson import CRAFT_RL, Lesson, run_lesson
+from turnwise.trainers.lesson import CRAFT_RL, Lesson
+from turnwise.trainers.lesson_run import run_lesson
 
 TCOD = Lesson(
     out=Path("runs/tcod"),

@@ -149,7 +149,7 @@ MUTANTS = [
            "        if False and", "test_dagger.py follows_it_in"),
     Mutant("trainers/dagger_loop.py", "        _require_no_unused(config, recipe)\n", "",
            "test_dagger.py not_left_out"),
-    Mutant("trainers/lesson.py",
+    Mutant("trainers/lesson_run.py",
            "    taught = taught or (method.imitation is not None and bool(lesson.teacher))\n", "",
            "test_lesson.py that_imitates"),
     *(Mutant(f"{file}.py", old, new, f"test_{test}") for file, old, new, test in ENGINES),

@@ -24,7 +24,8 @@ from turnwise.trainers import asked as asking
 from turnwise.trainers.asked import asked, fitted, limits_of
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.experts import ExpertFailed, Needs, NoDemonstrations, solved
-from turnwise.trainers.lesson import CRAFT_SFT, Lesson, imitation, run_lesson
+from turnwise.trainers.lesson import CRAFT_SFT, Lesson
+from turnwise.trainers.lesson_run import imitation, run_lesson
 from turnwise.trainers.model import load_model, transcripts
 from turnwise.trainers.schooling import Schooling
 from turnwise.trainers.sft import expert_episodes

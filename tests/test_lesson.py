@@ -13,12 +13,8 @@ import tyro
 
 from turnwise.agents.record import read_records
 from turnwise.trainers.asked import asked
-from turnwise.trainers.lesson import (
-    CRAFT_RL,
-    CRAFT_SFT,
-    Lesson,
-    run_lesson,
-)
+from turnwise.trainers.lesson import CRAFT_RL, CRAFT_SFT, Lesson
+from turnwise.trainers.lesson_run import run_lesson
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.run_folder import RunFolderError
 from turnwise.trainers.stages import PlanChanged

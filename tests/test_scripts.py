@@ -16,7 +16,8 @@ from toys import Walks
 from turnwise.agents.engines.standin import Settings, StandIn, served
 from turnwise.agents.record import read_records
 from turnwise.cli.script import run_script
-from turnwise.trainers.lesson import CRAFT_RL, CRAFT_SFT, Lesson, run_lesson
+from turnwise.trainers.lesson import CRAFT_RL, CRAFT_SFT, Lesson
+from turnwise.trainers.lesson_run import run_lesson
 from turnwise.trainers.model import save_model
 from turnwise.trainers.schooling import Schooling, stages_of
 from turnwise.trainers.teachers import TeacherMismatch

@@ -170,7 +170,7 @@ def test_every_stage_of_the_miniature_changes_the_weights(whole):
 
 def before_its_model_is_there(patch):
     """Stop a stage that imitates after its last step, when all but saving is done."""
-    patch.setattr("turnwise.trainers.lesson.save_model", interrupted)
+    patch.setattr("turnwise.trainers.lesson_run.save_model", interrupted)
 
 
 def after_its_first_step(patch):

@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from turnwise.agents.renderer import Renderer
-from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.experts import has_expert, needs_of
+from turnwise.trainers.lesson import Lesson, plans_of
 from turnwise.trainers.model import positions_of
 from turnwise.trainers.sft import expert_episodes
 from turnwise.trainers.stages import Stage
 
-if TYPE_CHECKING:
-    from turnwise.trainers.lesson import Lesson
-
-L = TypeVar("L", bound="Lesson")
+L = TypeVar("L", bound=Lesson)
 LIMITS = ("max_tokens", "max_new_tokens")
 LOOKED_AT = 32
 """Tasks of the train split on which the expert's longest episode is measured."""
@@ -54,12 +51,6 @@ def limits_of(lesson: Lesson) -> dict[str, int]:
     """Return the limits of all that a lesson trains, as "train.max_tokens"."""
     plans = {name: getattr(lesson, name) for name in plans_of(lesson)}
     return {f"{name}.{limit}": getattr(plans[name], limit) for name in plans for limit in LIMITS}
-
-
-def plans_of(lesson: Lesson) -> list[str]:
-    """Return the names of a lesson's runs of training."""
-    names = [field.name for field in fields(lesson)]
-    return [name for name in names if isinstance(getattr(lesson, name), TrainConfig)]
 
 
 def _changed(lesson: L, limits: Mapping[str, int]) -> L:

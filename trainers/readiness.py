@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 from turnwise.agents.openai_agent import chat_named
 from turnwise.trainers.addresses import is_black_box, is_served
 from turnwise.trainers.experts import has_expert
+from turnwise.trainers.lesson import Lesson
 from turnwise.trainers.model import load_tokenizer, positions_of
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.teachers import require_same_vocabulary
 from turnwise.trainers.tutor import NoTeacher
-
-if TYPE_CHECKING:
-    from turnwise.trainers.lesson import Lesson
 
 
 def require_ready(lesson: Lesson, methods: Sequence[Recipe]) -> None:

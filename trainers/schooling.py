@@ -39,10 +39,9 @@ from turnwise.trainers.guard import (
     leave_on_success,
     score_of,
 )
-from turnwise.trainers.lesson import (
-    CRAFT_RL,
+from turnwise.trainers.lesson import CRAFT_RL, Lesson
+from turnwise.trainers.lesson_run import (
     INTERRUPTED,
-    Lesson,
     imitation,
     measured,
     method_of,
