@@ -71,6 +71,8 @@ class Arm:
     """What differs from the experiment's plan."""
     rate_of: str = ""
     """The arm whose learning rate it takes; by default its own is tuned. `plan` comes first."""
+    rates: Sequence[float] = ()
+    """Learning rates that are tried for it; by default the experiment's."""
     then: Arm | None = None
     """What follows once the mean of success and progress on validation tasks no longer rises."""
     guard: Guard = LEAVE

@@ -25,7 +25,7 @@ from turnwise.envs.types import Episode, Task
 from turnwise.trainers.comparison import key_of
 from turnwise.trainers.contest import Experiment, Models, School
 from turnwise.trainers.equal_start import equal_start
-from turnwise.trainers.model import save_model, tiny_from_env
+from turnwise.trainers.model import load_model, save_model, tiny_from_env
 from turnwise.trainers.pipeline import policy_of
 from turnwise.trainers.sft import demonstrations
 from turnwise.trainers.watch import shares_of_kinds
@@ -48,6 +48,17 @@ def floors(about: Experiment) -> dict[str, dict[str, float]]:
     who = {"nothing": noop, "anything": random_tool}
     return {
         name: _means(_played(about, ScriptedPolicy(act), tasks, 0)) for name, act in who.items()
+    }
+
+
+def teachers(about: Experiment, folder: Path) -> dict[str, dict[str, float]]:
+    """Return what the teachers themselves reach on the test tasks, at T = 1."""
+    env = about.make_env()()
+    tasks = env.tasks("test")[: about.tests]
+    env.close()
+    return {
+        name: scored(*load_model(str(teacher_of(about, name, folder))), about, tasks, 0)
+        for name in about.teachers
     }
 
 

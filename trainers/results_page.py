@@ -90,6 +90,8 @@ def section(about: Experiment, found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{about.finding}\n"
     yield from _scores(names, rows, found)
     yield from _rates(found.get("dev", ()))
+    if about.beginning is not None:
+        yield _begun(rows)
     if about.pairs:
         yield from _differences(about.pairs, rows, area=found["budget"] > 0)
     yield from _kinds(names, rows)
@@ -101,9 +103,10 @@ def _scores(names: Sequence[str], rows: Rows, found: Mapping[str, Any]) -> Itera
     yield _line(head)
     yield "|" + "---|" * len(head)
     blank = [""] * (len(told) + 3)
-    for name, floor in found["floors"].items():
-        success, progress = f"{floor['success']:.3f}", f"{floor['progress']:.3f}"
-        yield _line((f"*floor: {name}*", success, "", progress, *blank))
+    for kind, measured in (("floor", found["floors"]), ("teacher", found.get("teachers", {}))):
+        for name, end in measured.items():
+            success, progress = f"{end['success']:.3f}", f"{end['progress']:.3f}"
+            yield _line((f"*{kind}: {name}*", success, "", progress, *blank))
     starts = list({row["seed"]: row["start"] for row in rows}.values())
     yield _score("*start*", starts, blank[:-1])
     for name in names:
@@ -111,6 +114,13 @@ def _scores(names: Sequence[str], rows: Rows, found: Mapping[str, Any]) -> Itera
             cells = _means(mine)[not found["budget"] :]
             yield _score(name, [row["end"] for row in mine], cells)
     yield ""
+
+
+def _begun(rows: Rows) -> str:
+    """Say with how much progress each seed began, in the world that is compared."""
+    starts = {row["seed"]: row["start"]["progress"] for row in rows}
+    each = " ".join(f"{starts[seed]:.2f}".lstrip("0") for seed in sorted(starts))
+    return f"Progress at the start, by seed: {each}.\n"
 
 
 def _means(rows: Rows) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from turnwise.trainers.comparison import best_rate
 from turnwise.trainers.contest import Arm, Experiment, Job
-from turnwise.trainers.contest_models import beginning, floors, teacher_of
+from turnwise.trainers.contest_models import beginning, floors, teacher_of, teachers
 from turnwise.trainers.contest_run import run
 
 Say = Callable[[str], object]
@@ -90,18 +90,19 @@ class _Comparison:
         """Run everything and write the compact results, after each seed what is known."""
         about, suite = self.about, self.suite
         suite.say(f"{about.name}: {len(about.arms)} arms")
-        tuned = [arm for arm in about.arms if not arm.rate_of and len(about.rates) > 1]
+        tuned = [arm for arm in about.arms if not arm.rate_of and len(self._rates(arm)) > 1]
         dev = [
             Job(experiment=about, arm=arm, seed=seed, rate=rate, split="dev")
             for arm in tuned
             for seed in suite.dev_seeds
-            for rate in about.rates
+            for rate in self._rates(arm)
         ]
         tried = self._run(dev, _tried)
         rates = self._chosen(tuned, tried)
         found = {"name": about.name, "budget": about.budget, "rates": rates}
         found["dev_seeds"] = len(suite.dev_seeds) if tuned else 0
         found |= {"env": dict(about.env), "floors": floors(about)}
+        found["teachers"] = teachers(about, suite.out)
         found["dev"] = tried
         rows: list[Row] = []
         for seed in suite.seeds:
@@ -127,6 +128,9 @@ class _Comparison:
         self.suite.results.mkdir(parents=True, exist_ok=True)
         text = json.dumps(found, separators=(",", ":")).replace('{"arm"', '\n{"arm"')
         (self.suite.results / f"{self.about.name}.json").write_text(text + "\n")
+
+    def _rates(self, arm: Arm) -> Sequence[float]:
+        return arm.rates or self.about.rates
 
     def _chosen(self, tuned: Sequence[Arm], dev: Sequence[Row]) -> dict[str, float]:
         """Return every arm's rate: its own choice, or that of the arm that it is a control of."""

@@ -9,6 +9,8 @@ from turnwise.trainers.advantages import Scale, std, unscaled
 from turnwise.trainers.contest import Arm
 from turnwise.trainers.guard import Guard
 from turnwise.trainers.recipe import Recipe
+from turnwise.trainers.recipes.turn_rloo import turn_rloo
+from turnwise.trainers.surrogates import token_mean
 from turnwise.trainers.weights import ones, permuted, uniform_like
 
 # Controls: what is taken out of a method, one thing at a time.
@@ -36,6 +38,16 @@ def _weighted(recipe: Recipe, weight: object) -> Recipe:
 def anchored(recipe: Recipe) -> Recipe:
     """Without the KL to the reference: no method of the comparison has one."""
     return replace(recipe, kl_coefficient=0.0)
+
+
+def by_tokens(recipe: Recipe) -> Recipe:
+    """GRPO whose loss is a mean over tokens, as that of the methods of turns is."""
+    return replace(anchored(recipe), aggregate=token_mean)
+
+
+def paid_by_the_turn(recipe: Recipe) -> Recipe:
+    """SOD with the credit of turn_rloo in place of GRPO's."""
+    return replace(recipe, credit=turn_rloo(history_turns=0).credit)
 
 
 def divided(recipe: Recipe) -> Recipe:
@@ -75,6 +87,14 @@ def arms_of_tcod(teacher: str) -> dict[str, Arm]:
     return {each.name: each for each in arms}
 
 
+def whole_vocabulary(teacher: str) -> tuple[Arm, ...]:
+    """Return OPD with less variance: the KL itself in place of one token's, and vOPD's baseline."""
+    at = partial(Arm, teacher=teacher, rate_of="OPD")
+    full = at(name="full reverse KL", method="gkd", options={"beta": 1.0})
+    return full, at(name="vOPD", method="vopd")
+
+
+WHOLE_PAIRS = tuple((arm.name, "OPD") for arm in whole_vocabulary(""))
 TCOD_PAIRS = (
     ("F2B", "OPD"),
     ("B2F, slack 1", "OPD"),
@@ -96,6 +116,8 @@ GRPO = Arm(name="GRPO", method="grpo", change=anchored)
 TURN_RLOO = Arm(name="turn_rloo", method="turn_rloo", options={"history_turns": 0})
 HISTORIES = Arm(name="turn_rloo, histories", method="turn_rloo")
 """As the recipe stands: turns that share a history are compared with each other first."""
+TOKEN_MEAN = Arm(name="GRPO, token mean", method="grpo", change=by_tokens, rate_of="GRPO")
+"""SOD and the methods of turns have this mean, GRPO as it stands one over episodes first."""
 CREDIT = (
     GRPO,
     TURN_RLOO,
@@ -177,6 +199,12 @@ def bridge(teacher: str) -> Arm:
     )
 
 
+def bridge_alone(teacher: str) -> Arm:
+    """Return the bridge as a single method, at a rate of its own."""
+    plan = {name: value for name, value in BRIDGE.items() if name != "learning_rate"}
+    return replace(bridge(teacher), plan=plan, rate_of="", rates=(1e-3, 3e-3, 1e-2))
+
+
 def pipeline(teacher: str) -> tuple[Arm, ...]:
     """Return the default pipeline's last three stages, and its parts alone."""
     alone = Arm(name="F2B", method="tcod_f2b", options={"every": 1}, teacher=teacher)
@@ -235,6 +263,18 @@ def arms_of_dagger(labels: int) -> tuple[Arm, ...]:
     )
 
 
+def ways_of_dagger(labels: int) -> tuple[Arm, ...]:
+    """Return DAgger as its parts are: who acts, and which rounds are learnt from; at its rate."""
+    to_zero = {"fall": 1 / (ROUNDS - 1), "least": 0.0}
+    prefix = {"handoff": 8.0, "always_handoff": True}
+    arms = (
+        imitation("DAgger, beta to 0", "dagger", labels, turns=13.0, **to_zero),
+        imitation("DAgger, the student first", "dagger", labels, turns=12.4, **prefix),
+        imitation("DAgger, the last round", "dagger", labels, turns=13.0, **to_zero, rounds=1),
+    )
+    return tuple(replace(arm, rate_of=f"{DAGGER}, {labels} labels") for arm in arms)
+
+
 def arms_without_slips(labels: int) -> tuple[Arm, ...]:
     """Return DAgger and demonstrations where nothing slips."""
     return (
@@ -249,6 +289,11 @@ def dagger_pairs(labels: int) -> tuple[tuple[str, str], ...]:
     return tuple((f"{one}, {labels} labels", f"{other}, {labels} labels") for one, other in pairs)
 
 
+def pairs_of_ways(labels: int) -> tuple[tuple[str, str], ...]:
+    """Return each of `ways_of_dagger` against DAgger as it stands."""
+    return tuple((arm.name, f"{DAGGER}, {labels} labels") for arm in ways_of_dagger(labels))
+
+
 TCOD, TCOD_ROBUST = arms_of_tcod("clean"), arms_of_tcod("robust")
 SOD, SOD_ROBUST = arms_of_sod("clean"), arms_of_sod("robust")
 PIPELINE_PAIRS = (
@@ -261,4 +306,4 @@ PIPELINE_PAIRS = (
 def pipeline_and_rivals(teacher: str) -> tuple[Arm, ...]:
     """Return the pipeline, its parts alone, it without its middle, and OPD with the reward."""
     paid = arms_of_sod(teacher)["OPD + GRPO"]
-    return *pipeline(teacher), bridge(teacher), without_opd(teacher), paid
+    return *pipeline(teacher), bridge_alone(teacher), without_opd(teacher), paid

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compared.arms import CREDIT, CREDIT_APART, CREDIT_APART_PAIRS, CREDIT_PAIRS, GRPO, HISTORIES
+from compared.arms import (
+    CREDIT,
+    CREDIT_APART,
+    CREDIT_APART_PAIRS,
+    CREDIT_PAIRS,
+    GRPO,
+    HISTORIES,
+    TOKEN_MEAN,
+)
 from compared.regimes import BEGINNER, GENTLE, MANY, RL, SKILLED, SLIPPING, begins, experiment
 
 ONE_TURN = {"stages": 1, "turns": 1, "phased": True, "progress": 1.0}
@@ -41,8 +49,12 @@ EXPERIMENTS = (
         "weighed); which of them counts was not taken apart.",
         env=SLIPPING,
         beginning=BEGINNER,
-        arms=(*CREDIT, *CREDIT_APART),
-        pairs=(*CREDIT_PAIRS, *CREDIT_APART_PAIRS),
+        arms=(*CREDIT, *CREDIT_APART, TOKEN_MEAN),
+        pairs=(
+            *CREDIT_PAIRS,
+            *((name, TOKEN_MEAN.name) for name in ("GiGPO", "HGPO", "GRPO")),
+            *CREDIT_APART_PAIRS,
+        ),
         plan=MANY,
         budget=144_000,
         rates=(3e-4, 1e-3),

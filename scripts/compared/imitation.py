@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compared.arms import arms_of_dagger, arms_without_slips, dagger_pairs
+from compared.arms import (
+    arms_of_dagger,
+    arms_without_slips,
+    dagger_pairs,
+    pairs_of_ways,
+    ways_of_dagger,
+)
 from compared.regimes import SHELTERED, SLIPPING, experiment
 
 AROUND = (2e-3, 5e-3, 1e-2)
@@ -39,8 +45,8 @@ EXPERIMENTS = (
         "grid.",
         env={**SLIPPING, "p_slip": 0.1},
         beginning=SHELTERED,
-        arms=arms_of_dagger(2000),
-        pairs=dagger_pairs(2000),
+        arms=(*arms_of_dagger(2000), *ways_of_dagger(2000)),
+        pairs=(*dagger_pairs(2000), *pairs_of_ways(2000)),
         budget=0,
         rates=AROUND,
     ),
@@ -53,8 +59,8 @@ EXPERIMENTS = (
             finding=finding,
             env={**SLIPPING, "p_slip": 0.1},
             beginning=SHELTERED,
-            arms=arms_of_dagger(labels),
-            pairs=dagger_pairs(labels),
+            arms=(*arms_of_dagger(labels), *ways_of_dagger(labels)),
+            pairs=(*dagger_pairs(labels), *pairs_of_ways(labels)),
             budget=0,
             rates=AROUND,
         )

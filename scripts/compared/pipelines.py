@@ -57,6 +57,7 @@ EXPERIMENTS = (
         pairs=tuple((PIPELINE, rival) for rival in ("F2B", "turn_rloo", "SOD", "GRPO")),
         plan=MANY,
         budget=48_000,
+        rates=GENTLE,
     ),
     experiment(
         name="pipeline_robust",

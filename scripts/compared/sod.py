@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compared.arms import SOD, SOD_PAIRS, SOD_ROBUST
+from compared.arms import SOD, SOD_PAIRS, SOD_ROBUST, TOKEN_MEAN, paid_by_the_turn
 from compared.regimes import BEGINNER, CLEAN, FAILING, GENTLE, MANY, ROBUST, experiment
 
 AT = ("OPD", "OPD + GRPO")
 """Compared at SOD's rate, too: theirs came out three times as high."""
+BY_THE_TURN = replace(
+    SOD["SOD"], name="SOD, turn_rloo's credit", change=paid_by_the_turn, rate_of="SOD"
+)
 
 EXPERIMENTS = (
     experiment(
@@ -26,8 +29,8 @@ EXPERIMENTS = (
         env=FAILING,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
-        arms=tuple(SOD.values()),
-        pairs=SOD_PAIRS,
+        arms=(*SOD.values(), TOKEN_MEAN, BY_THE_TURN),
+        pairs=(*SOD_PAIRS, ("SOD", TOKEN_MEAN.name), (BY_THE_TURN.name, "SOD")),
         plan=MANY,
         budget=48_000,
         rates=GENTLE,
@@ -51,10 +54,14 @@ EXPERIMENTS = (
         arms=(
             *SOD_ROBUST.values(),
             *(replace(SOD_ROBUST[name], name=f"{name}, SOD's rate", rate_of="SOD") for name in AT),
+            replace(SOD_ROBUST["SOD"], name="SOD, OPD's rate", rate_of="OPD"),
+            TOKEN_MEAN,
         ),
         pairs=(
             *SOD_PAIRS,
             *(("SOD", f"{name}, SOD's rate") for name in AT),
+            *(("SOD, OPD's rate", name) for name in AT),
+            ("SOD", TOKEN_MEAN.name),
             ("OPD", "GRPO"),
             ("OPD + GRPO", "OPD"),
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from compared.arms import PACE, TCOD, TCOD_PAIRS, TCOD_ROBUST
+from compared.arms import PACE, TCOD, TCOD_PAIRS, TCOD_ROBUST, WHOLE_PAIRS, whole_vocabulary
 from compared.regimes import (
     BEGINNER,
     CLEAN,
@@ -73,12 +73,17 @@ EXPERIMENTS = (
         env=PHASED,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
-        arms=(*TCOD.values(), replace(TCOD["F2B"], name="F2B, OPD's rate", rate_of="OPD")),
+        arms=(
+            *TCOD.values(),
+            replace(TCOD["F2B"], name="F2B, OPD's rate", rate_of="OPD"),
+            *whole_vocabulary("clean"),
+        ),
         pairs=(
             *TCOD_PAIRS,
             ("F2B, OPD's rate", "OPD"),
             ("F2B, half as fast", "OPD"),
             ("F2B, half as fast", "OPD, tight turn limit"),
+            *WHOLE_PAIRS,
         ),
         plan=WIDE,
         budget=48_000,
@@ -141,8 +146,8 @@ EXPERIMENTS = (
         env=LONG,
         beginning=SHELTERED_EIGHT,
         teachers={"clean": CLEAN_STATIONARY},
-        arms=of_one_kind(TCOD),
-        pairs=PAIRS_OF_ONE_KIND,
+        arms=(*of_one_kind(TCOD), *whole_vocabulary("clean")),
+        pairs=(*PAIRS_OF_ONE_KIND, *WHOLE_PAIRS),
         plan=WIDE,
         budget=48_000,
         rates=GENTLE,
