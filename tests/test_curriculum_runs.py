@@ -14,11 +14,16 @@ from long_walks import LONG, fresh_long, go
 from toy_runs import history, same_weights
 from toys import Walks
 
+from turnwise.agents.jobs import Job
 from turnwise.agents.record import read_records
+from turnwise.agents.reenact import as_played
+from turnwise.agents.renderer import Renderer
+from turnwise.agents.rollout import Settings, play
 from turnwise.envs.types import Stop
 from turnwise.trainers.curriculum import Depth, climbed
 from turnwise.trainers.model import load_model, save_model
-from turnwise.trainers.pipeline import measure
+from turnwise.trainers.model_teacher import ema
+from turnwise.trainers.pipeline import measure, policy_of
 from turnwise.trainers.recipes import recipe
 from turnwise.trainers.ways import NoExpert
 
@@ -145,14 +150,49 @@ def without_ways(out):
     return [{k: v for k, v in row.items() if k != "way_turns"} for row in rows]
 
 
+class Alone(Walks):
+    """Nobody demonstrates; any letter that is whole is right."""
+
+    expert = None
+    wanted = frozenset(map(chr, range(0x800)))
+
+
+def test_a_curriculum_follows_the_teachers_own_way_where_there_is_no_expert(tmp_path, master):
+    env = partial(Alone, length=2)
+    method = recipe("tcod_b2f", every=2)
+    rows = go(tmp_path / "run", method, master, env=env, learning_rate=1e-6)
+    lost = [row["no_way"] for row in rows]
+    assert 0 < np.mean(lost) < 1, "some ways are solved by the teacher, and some are not"
+    model, tokenizer = load_model(str(master))
+    guide = policy_of(model, Renderer(tokenizer), 1.0, 96, 3)
+    for step, episodes in episodes_by_step(tmp_path / "run").items():
+        for episode in episodes:
+            shown = [turn.action for turn in episode.turns if turn.executor == "expert"]
+            left = 1 + step // 2
+            assert shown == way_of(guide, env, episode)[: max(0, 2 - left)]
+    again = go(tmp_path / "again", method, master, env=env, learning_rate=1e-6)
+    assert [row["start"] for row in again] == [row["start"] for row in rows]
+
+
+def way_of(guide, env, episode):
+    """What a policy does at the task of an episode, if it solves it."""
+    (task,) = (task for task in env().tasks("train") if task.key == episode.task.key)
+    job = Job(task, episode.task.key, 0, episode.env_seed, episode.env_seed)
+    (alone,) = play([job], env, guide, Settings(max_tokens=96))
+    return [as_played(turn) for turn in alone.turns] if alone.success else []
+
+
 @pytest.mark.parametrize("expert", [property(), None])
-def test_a_curriculum_that_follows_an_expert_is_refused_where_there_is_none(
+def test_a_curriculum_that_follows_a_way_is_refused_where_nobody_shows_one(
     tmp_path, master, expert
 ):
-    Alone = type("Alone", (Walks,), {"expert": expert})
-
-    with pytest.raises(NoExpert, match=r"Alone has no expert\(\).*tcod_f2b"):
-        go(tmp_path / "run", recipe("tcod_b2f"), master, env=partial(Alone, length=6))
+    Lone = type("Lone", (Walks,), {"expert": expert})
+    following = recipe("tcod_b2f")
+    following = replace(
+        following, distillation=replace(following.distillation, source=partial(ema, decay=0.5))
+    )
+    with pytest.raises(NoExpert, match=r"Lone has no expert\(\).*tcod_f2b"):
+        go(tmp_path / "run", following, env=partial(Lone, length=6))
     assert not (tmp_path / "run").exists()
 
 

@@ -31,9 +31,10 @@ class Attempts:
         make_env: returns a new environment.
         env: one of them, for its tasks.
         policy: who acts.
+        guide: who shows the ways that a curriculum follows; None is the environment's expert.
 
     Raises:
-        NoExpert: the recipe's curriculum follows one and the environment has none.
+        NoExpert: the recipe's curriculum follows a way and nobody shows one.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Attempts:
         make_env: Callable[[], Env],
         env: Env,
         policy: Policy,
+        guide: Policy | None = None,
     ) -> None:
         self.config, self.recipe, self.make_env, self.policy = config, recipe, make_env, policy
         self.settings = Settings(
@@ -57,8 +59,8 @@ class Attempts:
         self.prompts = Prompts(tasks, seed=config.seed, replay=config.prompt_replay)
         self.coach: Coach | None = None
         if recipe.curriculum is not None:
-            self.coach = Coach(recipe.curriculum, config.steps, make_env, self.settings)
-            self.coach.require_expert(env, tasks[0])
+            self.coach = Coach(recipe.curriculum, config.steps, make_env, self.settings, guide)
+            self.coach.require_guide(env, tasks[0])
 
     def copied(self) -> Attempts:
         """Return what goes on from here by itself, with the same policy."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from turnwise.agents.jobs import Job
+from turnwise.agents.policy import Policy
 from turnwise.agents.prelude import ended_in_prelude
 from turnwise.agents.rollout import Settings
 from turnwise.envs.base import Env
@@ -31,8 +32,9 @@ class Coach:
     Args:
         curriculum: depth from progress.
         steps: of the whole run.
-        make_env: for an expert to find its ways in.
-        settings: how it plays there.
+        make_env: for ways to be found in.
+        settings: how that is played.
+        guide: who shows the ways; None is the environment's own expert.
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class Coach:
         steps: int,
         make_env: Callable[[], Env],
         settings: Settings | None = None,
+        guide: Policy | None = None,
     ) -> None:
-        self.curriculum, self.steps = curriculum, steps
-        self.ways = Ways(make_env, settings or Settings())
+        self.curriculum, self.steps, self.guide = curriculum, steps, guide
+        self.ways = Ways(make_env, settings or Settings(), guide)
         self.success: list[float] = []
         self.drift: list[float] = []
         self.deepest: list[float] = []
@@ -68,18 +71,19 @@ class Coach:
         seen = tuple(self.success), tuple(self.drift), tuple(self.deepest)
         return Progress(len(self.success), self.steps, *seen)
 
-    def require_expert(self, env: Env, task: Task) -> None:
-        """Refuse a curriculum that follows an expert where there is none.
+    def require_guide(self, env: Env, task: Task) -> None:
+        """Refuse a curriculum that follows a way where nobody shows one.
 
         Raises:
             NoExpert: the message names the environment.
         """
-        if self.curriculum(self.progress, task).left is not None and not callable(
-            getattr(env, "expert", None)
-        ):
+        if self.guide is not None or callable(getattr(env, "expert", None)):
+            return
+        if follows_a_way(self.curriculum, self.steps, task):
             raise NoExpert(
-                f"the curriculum starts attempts on the expert's way, and {type(env).__name__} has "
-                "no expert(); write one, or take a curriculum that cuts, as tcod_f2b"
+                f"the curriculum starts attempts on an expert's way, and {type(env).__name__} has "
+                "no expert(): write one, name a frozen --teacher, whose own way it then is, or "
+                "take a curriculum that cuts, as tcod_f2b"
             )
 
     def jobs(self, jobs: Sequence[Job]) -> list[Job]:
@@ -142,6 +146,11 @@ class Coach:
         self.success, self.drift, self.deepest = (
             seen[name] for name in ("success", "drift", "deepest")
         )
+
+
+def follows_a_way(curriculum: Curriculum | None, steps: int, task: Task) -> bool:
+    """Whether attempts start on somebody's way through the task."""
+    return curriculum is not None and curriculum(Progress(0, steps), task).left is not None
 
 
 def own_attempts(group: Group) -> Group:

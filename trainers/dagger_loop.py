@@ -17,7 +17,7 @@ from turnwise.agents.engines.base import Engine
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.executors import RollIn
 from turnwise.agents.labels import CUT, FAILED, Labelling, Teacher, play_labelled
-from turnwise.agents.policy import LLMPolicy, expert
+from turnwise.agents.policy import expert
 from turnwise.agents.record import read_records
 from turnwise.agents.rollout import Settings, jobs_for
 from turnwise.agents.teachers import LLMTeacher, TextTeacher
@@ -31,6 +31,7 @@ from turnwise.trainers.batch import rows_of
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.dagger import Lessons, lessons
 from turnwise.trainers.engines import served
+from turnwise.trainers.guides import acting
 from turnwise.trainers.imitation import Imitation
 from turnwise.trainers.mixes import Progress
 from turnwise.trainers.model_teacher import ModelTeacher
@@ -155,14 +156,7 @@ class Rounds:
 
     def _acting(self, engine: Engine) -> Teacher:
         """Return the teacher that plays an engine's model."""
-        policy = LLMPolicy(
-            engine,
-            self.trainee.renderer,
-            temperature=self.how.temperature,
-            max_new_tokens=self.config.max_new_tokens,
-            executor="teacher",
-        )
-        return LLMTeacher(policy)
+        return LLMTeacher(acting(engine, self.trainee, self.config, self.how.temperature))
 
     def close(self) -> None:
         """Close the connections to a teacher on a server."""

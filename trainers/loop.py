@@ -28,6 +28,7 @@ from turnwise.trainers.coach import own_attempts
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.dagger_loop import Rounds
 from turnwise.trainers.engines import NotAsleep, WeightsNotTaken
+from turnwise.trainers.guides import guide_for
 from turnwise.trainers.interrupt import Interrupt
 from turnwise.trainers.learner import TrainingDiverged
 from turnwise.trainers.model import load_model, save_model
@@ -159,7 +160,9 @@ class _Run:
         if recipe.needs_reference:
             trainee.learner.keep_reference()
         self.tutor = _closed_with(parts, _tutor(config, recipe, trainee))
-        attempts = Attempts(config, recipe, make_env, env, trainee.policy)
+        teacher = None if self.tutor is None else self.tutor.teacher
+        guide = guide_for(config, recipe, env, trainee, teacher, parts)
+        attempts = Attempts(config, recipe, make_env, env, trainee.policy, guide)
         self.attempts = _closed_with(parts, paced(attempts, trainee))
         self.rounds = _closed_with(
             parts, Rounds.of(config, trainee, make_env, env, recipe, self.tutor)

@@ -1,7 +1,7 @@
-"""The expert's way through a task: played once, remembered as actions, the start of many attempts.
+"""The way through a task: played once, remembered as actions, the start of many attempts.
 
-A way is what the environment's own `expert()` does from the beginning, with the seed that the
-attempts at the task have, too.
+A way is what the environment's own `expert()` does from the beginning, or another guide, with the
+seed that the attempts at the task have, too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from turnwise.agents.jobs import Job, answer_key
-from turnwise.agents.policy import ScriptedPolicy, Seat, expert
+from turnwise.agents.policy import Policy, ScriptedPolicy, Seat, expert
 from turnwise.agents.reenact import as_played
 from turnwise.agents.rollout import Settings, play
 from turnwise.agents.watchdog import Watchdog
@@ -22,12 +22,12 @@ log = logging.getLogger("turnwise")
 
 
 class NoExpert(ValueError):
-    """The curriculum follows an expert, and the environment has none."""
+    """The curriculum follows a way, and nobody shows one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """What an expert did to solve a task, and how it was answered."""
+    """What was done to solve a task, and how it was answered."""
 
     actions: tuple[str, ...]
     answers: tuple[str, ...]
@@ -38,12 +38,16 @@ class Ways:
     """The ways of a run.
 
     Args:
-        make_env: returns an environment with an `expert()`.
-        settings: how the expert plays.
+        make_env: returns an environment, with an `expert()` if there is no guide.
+        settings: how the ways are played.
+        guide: who shows them; None is the environment's own expert.
     """
 
-    def __init__(self, make_env: Callable[[], Env], settings: Settings) -> None:
+    def __init__(
+        self, make_env: Callable[[], Env], settings: Settings, guide: Policy | None = None
+    ) -> None:
         self.make_env, self.settings = make_env, settings
+        self.guide = ScriptedPolicy(_expert) if guide is None else guide
         self.watchdog: Watchdog | None = None
         """Of the rollout that waits for the ways."""
         self.turns = 0
@@ -52,7 +56,7 @@ class Ways:
 
     def copied(self) -> Ways:
         """Return what goes on from here by itself."""
-        other = Ways(self.make_env, self.settings)
+        other = Ways(self.make_env, self.settings, self.guide)
         other._known = dict(self._known)
         return other
 
@@ -61,18 +65,17 @@ class Ways:
         self._known.update(other._known)
 
     def of(self, jobs: Sequence[Job]) -> dict[str, Way | None]:
-        """Return the way through each job's task, by the task's key; None if the expert fails."""
+        """Return the way through each job's task, by the task's key; None if its guide fails."""
         new = {job.task.key: job for job in jobs if job.task.key not in self._known}
         asked = [Job(job.task, key, 0, job.env_seed, job.env_seed) for key, job in new.items()]
         lost = set()
-        policy = ScriptedPolicy(_expert)
-        for episode in play(asked, self.make_env, policy, self.settings, self.watchdog):
+        for episode in play(asked, self.make_env, self.guide, self.settings, self.watchdog):
             self.turns += len(episode.turns)
             self._known[episode.group] = _way(episode)
             if not episode.outcome.trainable:
                 lost.add(episode.group)
         found = {job.task.key: self._known[job.task.key] for job in jobs}
-        for key in lost:  # a machine that failed says nothing about the expert: ask again later
+        for key in lost:  # a machine that failed says nothing about the guide: ask again later
             del self._known[key]
         return found
 
