@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
@@ -34,7 +34,8 @@ class _Asked:
     """What the label follows; empty where the teacher acts."""
     news: Sequence[Message] | None
     room: int | None = None
-    since: float = field(default_factory=monotonic)
+    begun: float | None = None
+    """When a thread began to answer."""
 
     def answer(self, label: Label, reply: Reply | None = None) -> Answer:
         return Answer(self.seat, self.turn, label, self.news, reply)
@@ -59,7 +60,8 @@ class TextTeacher:
         executor: who is on record as having acted.
         workers: threads that call `act`; 0 calls it at once. On a thread it gets a seat without
             the environment, which has gone on meanwhile, and with its own copy of the messages.
-        timeout_s: a label that a thread does not give in time has failed.
+        timeout_s: a label that a thread does not give in time has failed. The time that a
+            question waits for a thread does not count, unless none has begun another meanwhile.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class TextTeacher:
         self.pause_s = 0.002 if workers else 0.0
         self._threads = ThreadPoolExecutor(workers) if workers else None
         self._asked: list[tuple[_Asked, Future[str]]] = []
+        self._moved = monotonic()
+        """When a question was last begun, or asked with no other waiting."""
 
     def ask(self, seat: Seat, news: Sequence[Message] | None = None) -> None:
         """Call the function, or have it called."""
@@ -89,13 +93,24 @@ class TextTeacher:
         else:
             blind: Any = None
             copy = replace(seat, messages=list(seat.messages), env=blind)
-            future = self._threads.submit(self.act, copy)
+            if not self._asked:
+                self._moved = monotonic()
+            future = self._threads.submit(self._begin, asked, copy)
         self._asked.append((asked, future))
+
+    def _begin(self, asked: _Asked, seat: Seat) -> str:
+        """On a thread: from here on the answer's time runs."""
+        self._moved = asked.begun = monotonic()
+        return self.act(seat)
 
     def poll(self) -> list[Answer]:
         """Return what was answered, in the order in which it was asked."""
         late = monotonic() - self.timeout_s
-        ready = [pair for pair in self._asked if pair[1].done() or pair[0].since < late]
+        ready = [
+            (asked, future)
+            for asked, future in self._asked
+            if future.done() or (asked.begun or self._moved) < late
+        ]
         if ready:
             self._asked = [pair for pair in self._asked if pair not in ready]
         return [self._answer(asked, future) for asked, future in ready]

@@ -249,6 +249,20 @@ def test_a_teacher_that_answers_no_text_or_too_late_has_failed():
     assert {t.executor for e in episodes for t in e.turns} == {"student"}
 
 
+def test_a_question_that_waits_for_a_thread_is_not_late(monkeypatch):
+    """One thread, a clock that each answer moves by a second, and two seconds for an answer."""
+    now = [0.0]
+    monkeypatch.setattr("turnwise.agents.teachers.monotonic", lambda: now[0])
+
+    def slow(seat):
+        now[0] += 1.0
+        return "e"
+
+    policy = scripted(ByChance(0.0), act=slow, workers=1, timeout_s=2.0)
+    episodes = played(jobs_of(tasks=8), Walks, policy)
+    assert now[0] == 16 and all(t.has_label for e in episodes for t in e.turns)
+
+
 @pytest.mark.parametrize(
     ("said", "why"),
     [

@@ -50,6 +50,9 @@ from turnwise.trainers.watch import (
 )
 from turnwise.trainers.watch_labels import said_in
 
+AT_ONCE = 32
+"""Questions that a black box is asked at once, at most."""
+
 
 class TeacherFailed(TooManyLost):
     """The teacher failed, or was cut, at more of its labels than `max_failed` allows."""
@@ -146,13 +149,20 @@ class Rounds:
         """Return the teacher behind a server that answers in text alone."""
         from turnwise.agents.openai_agent import chat_named, text_of
 
-        most = self.config.max_new_tokens
+        config = self.config
         chat = chat_named(
-            self.config.teacher, temperature=self.how.temperature, max_new_tokens=most
+            config.teacher,
+            temperature=self.how.temperature,
+            max_new_tokens=config.max_new_tokens,
+            deadline_s=config.reply_timeout_s,
         )
-        act = text_of(chat, getattr(env, "format", None) or HERMES)
-        renderer, workers = self.trainee.renderer, min(32, self.config.tasks_per_step)
-        return TextTeacher(act, renderer=renderer, executor="teacher", workers=workers)
+        return TextTeacher(
+            text_of(chat, getattr(env, "format", None) or HERMES),
+            renderer=self.trainee.renderer,
+            executor="teacher",
+            workers=min(AT_ONCE, config.tasks_per_step * config.group_size),
+            timeout_s=config.reply_timeout_s,
+        )
 
     def _acting(self, engine: Engine) -> Teacher:
         """Return the teacher that plays an engine's model."""
