@@ -87,6 +87,18 @@ def test_a_limit_that_the_command_line_names_is_not_left_to_the_expert():
     assert set(limits_of(OWN)) - set(plan.fit) == {"train.max_tokens"}
 
 
+@pytest.mark.parametrize("own", [OWN, Schooling()], ids=["lesson", "pipeline"])
+def test_another_recipe_has_no_options_of_the_scripts_own(own):
+    usual, named = own.train.recipe_options, ["--train.recipe", "grpo"]
+    assert json.loads(usual), "else there is nothing to leave out"
+    assert asked(own, tyro.cli, named).train.recipe_options == "{}"
+    assert asked(own, tyro.cli, [*named, "--train.recipe-options", usual]).train == replace(
+        own.train, recipe="grpo"
+    )
+    kept = asked(own, tyro.cli, ["--train.recipe", own.train.recipe, "--seed", "3"])
+    assert kept.train == own.train and kept.teacher_rl == own.teacher_rl
+
+
 def test_all_runs_of_a_pipeline_get_the_room_that_the_expert_needs(tmp_path, said):
     own = Schooling(out=tmp_path, texts=8)
     few = ["--env", "turnwise/Sokoban-v1", "--env-kwargs", '{"pushes": 1}', "--opd.max-tokens", "7"]

@@ -29,7 +29,7 @@ def asked(default: L, read: Callable[..., L], args: Sequence[str] | None = None)
     """Return what the command line asks for; another --env alone has no --env-kwargs.
 
     Another environment than the script's own also leaves the limits that the command line does not
-    name to the expert: see `Lesson.fit`.
+    name to the expert: see `Lesson.fit`. Another recipe has none of the options of the script's.
 
     Args:
         default: a script's own lesson.
@@ -39,12 +39,27 @@ def asked(default: L, read: Callable[..., L], args: Sequence[str] | None = None)
     chosen = read(type(default), default=replace(default, env_kwargs=""), args=args)
     kwargs = default.env_kwargs if chosen.env == default.env else "{}"
     chosen = replace(chosen, env_kwargs=chosen.env_kwargs or kwargs)
+    chosen = _without_foreign_options(chosen, default, read, args)
     if (chosen.env, chosen.env_kwargs) == (default.env, default.env_kwargs):
         return chosen
     raised = _changed(default, {name: value + 1 for name, value in limits_of(default).items()})
     other = limits_of(read(type(default), default=raised, args=args))
     unnamed = [name for name, value in limits_of(chosen).items() if other[name] != value]
     return replace(chosen, fit=chosen.fit or tuple(unnamed))
+
+
+def _without_foreign_options(
+    chosen: L, default: L, read: Callable[..., L], args: Sequence[str] | None
+) -> L:
+    """Return `chosen` without a script's own options where only another recipe is named."""
+    plans = {name: getattr(chosen, name) for name in plans_of(chosen)}
+    others = {n: p for n, p in plans.items() if p.recipe != getattr(default, n).recipe}
+    if not others:
+        return chosen
+    marked = {name: replace(getattr(default, name), recipe_options="{ }") for name in others}
+    seen = read(type(default), default=replace(default, **marked), args=args)
+    unnamed = [name for name in others if getattr(seen, name).recipe_options == "{ }"]
+    return replace(chosen, **{name: replace(others[name], recipe_options="{}") for name in unnamed})
 
 
 def limits_of(lesson: Lesson) -> dict[str, int]:
