@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 from miniatures import naive_logprobs
+from ragged import episode
 from toy_runs import config_of, fresh, history, run, same_weights, weights
 from toys import Fault, Faulty, Walks, crash
 
 from turnwise.agents.record import read_records, verify
 from turnwise.agents.renderer import Renderer
+from turnwise.envs.types import Outcome
 from turnwise.trainers.batch import rows_of, taught
 from turnwise.trainers.learner import Learner, TrainingDiverged
 from turnwise.trainers.loop import TooManyLost, train
@@ -284,6 +286,16 @@ def test_a_few_lost_episodes_only_make_a_batch_smaller(tmp_path):
     kept = {e.task.to_json()["index"] for e in found if e.trainable}
     assert len(kept) == 2 and 1 not in kept, "one group lost all of its attempts"
     assert math.isfinite(rows[0]["loss"]) and rows[0]["skipped"] == 0
+
+
+def test_losses_of_one_kind_are_counted_together_whatever_each_has_met():
+    said = [*(f"PreludeDiverged: mile {i}" for i in range(3)), "KeyError: 'x'", ""]
+    lost = [
+        replace(episode(name=str(i)), error=e, outcome=Outcome.ENV_ERROR)
+        for i, e in enumerate(said)
+    ]
+    found = losses([*lost, episode(name="kept")])
+    assert found == {"PreludeDiverged: mile 0": 3, "KeyError: 'x'": 1, "env_error": 1}
 
 
 # Options of a run

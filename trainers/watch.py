@@ -62,8 +62,14 @@ def env_steps(episodes: Sequence[Episode]) -> float:
 
 
 def losses(episodes: Sequence[Episode]) -> dict[str, int]:
-    """Return how many episodes were lost, by their one-line reason."""
-    return dict(Counter(e.error or e.outcome.value for e in episodes if not e.outcome.trainable))
+    """Return how many episodes were lost, by the first reason of each kind, most first.
+
+    A kind is what stands before the colon: observations and ids behind it differ by episode.
+    """
+    reasons = [e.error or e.outcome.value for e in episodes if not e.outcome.trainable]
+    kinds = Counter(reason.partition(":")[0] for reason in reasons)
+    first = {reason.partition(":")[0]: reason for reason in reversed(reasons)}
+    return {first[kind]: n for kind, n in kinds.most_common()}
 
 
 def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -90,7 +96,7 @@ def require_enough(episodes: Sequence[Episode], max_failed: float, max_tokens: i
             f"{max_tokens} shorter than an opening?"
         )
     if lost > max_failed * len(episodes):
-        reasons = sorted(losses(episodes).items(), key=lambda item: -item[1])[:3]
+        reasons = list(losses(episodes).items())[:3]
         raise TooManyLost(
             f"{lost} of {len(episodes)} episodes were lost to errors, more than max_failed "
             f"{max_failed:g} allows: {'; '.join(f'{n}x {why}' for why, n in reasons)}"
