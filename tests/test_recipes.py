@@ -118,6 +118,19 @@ def test_no_number_below_its_range_is_taken(name):
                 recipe(name, **{option: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("dagger", {"first": 0.3}, r"first is at least 0\.6.*got 0\.3"),
+        ("sod", {"by_batch": True, "floor": 0.5}, r"no use for floor=0\.5"),
+        ("tcod_f2b", {"success": 0.2}, "name a start.*got 1"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(name, options, why):
+    with pytest.raises(ValueError, match=why):
+        recipe(name, **options)
+
+
 def test_grpo_normalises_by_the_groups_sample_deviation():
     r = np.array([1.0, 0.5, 0.0])
     by_episode = (r - r.mean()) / (r.std(ddof=1) + 1e-6)

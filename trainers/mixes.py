@@ -119,8 +119,14 @@ def _cosine(progress: Progress, first: float, last: float, over: float) -> float
 
 
 def falling(first: float = 1.0, by: float = 0.2, least: float = 0.6) -> Schedule:
-    """max(least, first - by n): a step down each time (arXiv:2605.12913)."""
+    """max(least, first - by n): a step down each time (arXiv:2605.12913).
+
+    Raises:
+        ValueError: a number is negative, or `first` is below `least`, to which it could not fall.
+    """
     at_least(0, first=first, by=by, least=least)
+    if first < least:
+        raise ValueError(f"first is at least {least:g}, to which it falls, got {first:g}")
     return partial(_falling, first=first, by=by, least=least)
 
 

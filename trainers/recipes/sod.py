@@ -21,13 +21,15 @@ from turnwise.trainers.recipes.grpo import grpo
 from turnwise.trainers.signals import clipped, reverse_kl
 from turnwise.trainers.surrogates import ppo, token_mean
 
+FLOOR = 0.25
+
 
 def sod(
     *,
     coefficient: float = 1.0,
     eps: float = 1e-6,
     delta: float = 0.2,
-    floor: float = 0.25,
+    floor: float = FLOOR,
     limit: float = 10.0,
     by_batch: bool = False,
     reward: bool = True,
@@ -39,12 +41,15 @@ def sod(
     Args:
         coefficient: c, of the distillation beside the reward.
         delta: a turn counts at most 1 + delta.
-        floor: share of the batch's median d_1 that d_1 counts at least; 0 is as published.
+        floor: share of the batch's median d_1 that d_1 counts at least; 0 is as published. Not
+            with by_batch.
         limit: holds the log-ratio of one odd token, nats.
         by_batch: compare with the mean d_1 of the batch and not with the trajectory's own.
         reward: add the advantage of GRPO; without, distillation alone.
     """
     at_least(0, coefficient=coefficient)
+    if by_batch and floor != FLOOR:
+        raise ValueError(f"by_batch has no use for floor={floor:g}: leave one of them out")
     own = weights.sod(eps=eps, delta=delta, floor=floor)
     return Recipe(
         name="sod",

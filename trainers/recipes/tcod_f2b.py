@@ -41,12 +41,18 @@ def tcod_f2b(
         drift: one more turn whenever |log pi - log T| in the last third of an episode's turns is
             below this, nats, in the mean over `window` steps; in place of `every`.
         success: one more turn whenever the mean success over `window` steps is at least this;
-            likewise, and not with `drift`. For tasks of which some can be solved within `start`
-            turns: an attempt that is cut earns no success, so the gate would never open.
+            likewise, and not with `drift`. It needs a `start` of some turns, within which tasks
+            can be solved: an attempt that is cut has no success, and the gate would never open.
         limit: holds the log-ratio of one odd token, nats.
         reward: learn from what the turns that are played earn, too, by turn_rloo's credit: for
             environments that pay on the way, since an attempt that is cut never sees the end.
     """
+    pace = paced(every, drift, success, window)
+    if success is not None and start < 2:
+        raise ValueError(
+            f"success={success:g} waits for attempts that succeed, and one that is cut after its "
+            f"first turn has not: name a start in which some tasks are solved, got {start}"
+        )
     return replace(
         opd(limit=limit, reward=reward),
         name="tcod_f2b",
@@ -58,7 +64,7 @@ def tcod_f2b(
         "not after a tenth. OPD with a turn limit just above the expert's length did as much and "
         "is what to try first. Where all stages are one skill it has twice OPD's area under "
         "success, and is level with it at the end.",
-        curriculum=f2b(paced(every, drift, success, window), most, start),
+        curriculum=f2b(pace, most, start),
     )
 
 
