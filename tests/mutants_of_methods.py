@@ -7,10 +7,28 @@ CURRICULUM, COACH, GUARD = (f"trainers/{name}" for name in ("curriculum", "coach
 ADVANTAGES, TURNS, SURROGATES = (
     f"trainers/{name}" for name in ("advantages", "turns", "surrogates")
 )
+WATCHED = "trainers/watch_labels"
 DAGGER, IMITATION = "trainers/dagger", "trainers/imitation"
 POLICY, EXECUTORS, LABELS = "agents/policy", "agents/executors", "agents/labels"
 
 METHODS = [
+    # What is said of a teacher, and how long it may take.
+    (WATCHED, "roll_in.odds(i)", "roll_in.odds(0)", "watch_labels.py odds_are"),
+    (WATCHED, "n / len(asked) for code", "n / len(turns) for code", "watch_labels.py errors_are"),
+    (WATCHED, "for e in episodes if e.trainable for", "for e in episodes for",
+     "watch_labels.py counts_nowhere"),
+    ("agents/teachers", "self._moved = asked.begun = monotonic()", "asked.begun = monotonic()",
+     "imitation_labels.py waits_for_a_thread"),
+    # Whose way a curriculum follows.
+    ("trainers/guides", "isinstance(teacher, ModelTeacher) and teacher.follow is None",
+     "isinstance(teacher, ModelTeacher)", "curriculum_runs.py nobody_shows"),
+    ("trainers/ways", "return None\n    turns = episode.turns", "pass\n    turns = episode.turns",
+     "curriculum_runs.py teachers_own_way"),
+    # What is asked for, and what is left of it.
+    ("trainers/asked", ".recipe_options == \"{ }\"]", ".recipe_options]",
+     "asked.py no_options_of"),
+    ("trainers/watch", 'reason.partition(":")[0] for reason in reasons)',
+     "reason for reason in reasons)", "loop.py of_one_kind"),
     # What a token earns from the teacher.
     (SIGNALS, "return table.teacher_M - table.old_M", "return table.old_M - table.teacher_M",
      "signals.py gradient_of_the_full_reverse_kl"),
