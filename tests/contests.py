@@ -9,7 +9,8 @@ from turnwise.trainers.equal_start import StartPlan
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 from compare_methods import EXPERIMENTS  # noqa: E402, F401  (of the tests)
-from compared.arms import SOD, shuffled, uniform  # noqa: E402, F401
+from compared.arms import SOD  # noqa: E402, F401
+from compared.controls import shuffled, uniform  # noqa: E402, F401
 
 MINI = School(
     env={"stages": 2, "turns": 4, "symbols": 2},

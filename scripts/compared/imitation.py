@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compared.arms import (
+from compared.labelled import (
     arms_of_dagger,
     arms_without_slips,
     dagger_pairs,

@@ -4,19 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compared.arms import (
-    BRIDGE,
-    GRPO,
-    PIPELINE,
-    PIPELINE_PAIRS,
-    SOD,
-    TURN_RLOO,
-    at_the_rate_of,
-    bridge,
-    pipeline,
-    pipeline_and_rivals,
-    without_opd,
-)
+from compared.arms import GRPO, SOD, TURN_RLOO
 from compared.regimes import (
     BABY,
     BABY_TEACHER,
@@ -30,6 +18,16 @@ from compared.regimes import (
     RL,
     ROBUST,
     experiment,
+)
+from compared.staged import (
+    BRIDGE,
+    PIPELINE,
+    PIPELINE_PAIRS,
+    at_the_rate_of,
+    bridge,
+    pipeline,
+    pipeline_and_rivals,
+    without_opd,
 )
 from turnwise.trainers.contest import Arm
 

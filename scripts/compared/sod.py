@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compared.arms import SOD, SOD_PAIRS, SOD_ROBUST, TOKEN_MEAN, paid_by_the_turn
+from compared.arms import SOD, SOD_PAIRS, SOD_ROBUST, TOKEN_MEAN
+from compared.controls import paid_by_the_turn
 from compared.regimes import BEGINNER, CLEAN, FAILING, GENTLE, MANY, ROBUST, experiment
 
 AT = ("OPD", "OPD + GRPO")
