@@ -39,7 +39,7 @@ def test_a_recipe_lists_its_options_and_takes_the_defaults_that_it_lists(capsys,
 def test_each_argument_that_a_recipe_explains_is_an_option_and_shown_whole(name):
     """All words of `Args:` are words of the options, in their order."""
     make = getattr(import_module(f"turnwise.trainers.recipes.{name}"), name)
-    section = (inspect.getdoc(make) or "").partition("Args:\n")[2]
+    section = (inspect.getdoc(make) or "").partition("Args:\n")[2].partition("Raises:\n")[0]
     meanings = {o: told["meaning"] for o, told in options_of(make, repr).items()}
     assert all(meanings.values()), meanings
     said = {o: meaning for o, meaning in meanings.items() if f"    {o}: " in section}

@@ -110,6 +110,8 @@ def test_no_number_below_its_range_is_taken(name):
     hints = {o: str(h.annotation) for o, h in options.parameters.items()}
     numbers = [option for option, hint in hints.items() if re.match("(int|float)( |$)", hint)]
     assert numbers or name == "rloo"
+    said = inspect.getdoc(getattr(import_module(f"{package.__name__}.{name}"), name))
+    assert not numbers or "Raises:\n    ValueError: a number" in said
     for option in numbers:
         wrong = [math.nan] if "float" in hints[option] else []
         wrong += [] if (name, option) in SIGNED else [-1]

@@ -20,6 +20,9 @@ def cispo(*, bound: float = 5.0, floor: float = 1e-2) -> Recipe:
 
     Args:
         bound: 1 + eps_high, 5 as in ScaleRL (arXiv:2510.13786).
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     above(0, bound=bound)
     return Recipe(

@@ -51,6 +51,10 @@ def dagger(
         by_turn: every label counts alike, not every token.
         batch: episodes of an update.
         temperature: at which a neural teacher acts and labels; 0 varies less and knows one mode.
+
+    Raises:
+        ValueError: a number is out of its range, or `first` is below `least`, or
+            `always_handoff` has no `handoff`.
     """
     shares(first=first, fall=fall, least=least)
     at_least(0, handoff=handoff, rounds=rounds)

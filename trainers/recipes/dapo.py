@@ -25,6 +25,9 @@ def dapo(
     Args:
         overlong: (limit, buffer) adds the soft punishment of eq. 13; both in sampled tokens of an
             episode.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     returns = outcome if overlong is None else shortened(outcome, *overlong)
     return Recipe(

@@ -21,6 +21,9 @@ def dr_grpo(*, clip: float = 0.2, max_tokens: float = 1024.0) -> Recipe:
 
     Args:
         max_tokens: the longest episode in sampled tokens; it only scales L.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     above(0, max_tokens=max_tokens)
     return Recipe(

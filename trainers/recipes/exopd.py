@@ -20,6 +20,9 @@ def exopd(*, factor: float = 1.25, limit: float = 10.0) -> Recipe:
 
     Args:
         factor: 1 is plain distillation, below 1 stops short of the teacher.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     return Recipe(
         name="exopd",

@@ -40,6 +40,9 @@ def gigpo(
         omega: weight of the advantage within a state.
         length_weighted: the released code's episode statistics over turns
             (`compute_mean_std_cross_steps`), whose baseline is biased.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     episode = Level(returns=outcome, baseline=mean, scale=scale, once=not length_weighted)
     step = Level(returns=reward_to_go(gamma), keys=anchor, baseline=mean, scale=scale, weight=omega)

@@ -21,6 +21,9 @@ def gkd(*, beta: float = 0.5, entry_limit: float = math.inf) -> Recipe:
     Args:
         beta: 0 is the forward KL and 1 the reverse, as in the paper.
         entry_limit: each entry of the sum over the vocabulary counts at most so much.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     entries = {0.0: fkl, 1.0: rkl}.get(beta) or jsd(beta)
     return Recipe(

@@ -13,7 +13,11 @@ from turnwise.trainers.turns import outcome
 
 
 def grpo(*, clip: float = 0.2, kl_coefficient: float = 0.04, floor: float = 1e-2) -> Recipe:
-    """Return the recipe; `floor=0.0` is the published scale, which amplifies tiny spreads."""
+    """Return the recipe; `floor=0.0` is the published scale, which amplifies tiny spreads.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
     return Recipe(
         name="grpo",
         source="arXiv:2402.03300 eq. 3",

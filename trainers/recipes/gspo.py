@@ -23,6 +23,9 @@ def gspo(
     """Return the recipe; `gspo(ratio=turn_ratio, low=.2, high=.2)` is SO-GRPO (arXiv:2511.20718).
 
     `floor=0.0` is the published scale of the advantage.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     return Recipe(
         name="gspo",

@@ -35,6 +35,9 @@ def guided_opd(
         limit: holds the log-ratio of one odd token, nats.
         batch: episodes of an update; a round has `updates_per_step` of them.
         temperature: at which the teacher acts.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     return Recipe(
         name="guided_opd",

@@ -29,7 +29,11 @@ def hgpo(
     floor: float = 1e-2,
     renormalise: Combine = renormalised,
 ) -> Recipe:
-    """Return the recipe; `hgpo(renormalise=nonzero, floor=0.0)` is the released code."""
+    """Return the recipe; `hgpo(renormalise=nonzero, floor=0.0)` is the released code.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
     keys = [anchor, *(history(k) for k in range(1, history_turns + 1))]
     levels = (
         Level(

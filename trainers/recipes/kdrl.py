@@ -23,6 +23,9 @@ def kdrl(*, first: float = 0.2, last: float = 0.002, over: float = 1.0) -> Recip
         first: c at the start.
         last: c at the end, and after it.
         over: share of the run in which c falls.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     return replace(
         grpo(),

@@ -25,6 +25,9 @@ def mt_grpo(*, turn_weight: float = 1.0, clip: float = 0.2) -> Recipe:
 
     Args:
         turn_weight: lambda; 1 is the estimate of the whole return.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     at_least(0, turn_weight=turn_weight)
     all_turns = Level(returns=rewards_on_the_way)

@@ -28,6 +28,9 @@ def opd(
     Args:
         limit: holds the log-ratio of one odd token, nats.
         reward: add the advantage of turn_rloo (without histories).
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     taught = Recipe(
         name="opd",

@@ -35,6 +35,9 @@ def opd_then_rl(
         patience: steps of the mean that must rise.
         gain: by so much over the best one before; else the plateau is reached.
         gamma: of the reward's credit; see turn_rloo.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     when = until(switch) if switch is not None else until_plateau(patience, gain)
     reward = turn_rloo(history_turns=history_turns, gamma=gamma)

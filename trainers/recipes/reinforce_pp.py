@@ -24,6 +24,9 @@ def reinforce_pp(
     Args:
         group_baseline: the published variant for several attempts per task: the group's mean is
             taken without the own trajectory, and whitened as before.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     level = (
         Level(returns=reward_to_go(1.0), keys=trajectory, baseline=leave_one_out, once=True)

@@ -21,6 +21,9 @@ def sft(*, batch: int = 16, temperature: float = 1.0) -> Recipe:
     Args:
         batch: episodes of an update.
         temperature: at which a neural teacher acts.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     return Recipe(
         name="sft",

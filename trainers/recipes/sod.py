@@ -46,6 +46,9 @@ def sod(
         limit: holds the log-ratio of one odd token, nats.
         by_batch: compare with the mean d_1 of the batch and not with the trajectory's own.
         reward: add the advantage of GRPO; without, distillation alone.
+
+    Raises:
+        ValueError: a number is out of its range, or `by_batch` meets a `floor` of its own.
     """
     at_least(0, coefficient=coefficient)
     if by_batch and floor != FLOOR:

@@ -41,6 +41,9 @@ def tcod_b2f(
         success: move whenever the mean success over `window` steps is at least this; likewise,
             and not with `drift`.
         limit: holds the log-ratio of one odd token, nats.
+
+    Raises:
+        ValueError: a number is out of its range, or there are two gates.
     """
     return replace(
         opd(limit=limit),

@@ -46,6 +46,10 @@ def tcod_f2b(
         limit: holds the log-ratio of one odd token, nats.
         reward: learn from what the turns that are played earn, too, by turn_rloo's credit: for
             environments that pay on the way, since an attempt that is cut never sees the end.
+
+    Raises:
+        ValueError: a number is out of its range, or there are two gates, or one by success
+            with a start of one turn.
     """
     pace = paced(every, drift, success, window)
     if success is not None and start < 2:

@@ -39,6 +39,9 @@ def turn_rloo(
         gamma: discount per turn. Below 1 every level, that of the task too, compares discounted
             rewards-to-go: far less variance where rewards come soon after the turn that earned
             them, and a bias towards near rewards.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
     to_go = reward_to_go(gamma)
     whole = Level(returns=outcome, once=True) if gamma == 1 else Level(returns=to_go)

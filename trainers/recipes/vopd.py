@@ -15,7 +15,11 @@ from turnwise.trainers.surrogates import ppo, seq_mean_token_mean
 
 
 def vopd(*, limit: float = 10.0, low: float = 0.2, high: float = 0.28) -> Recipe:
-    """Return the recipe; `limit` holds the advantage of one odd token."""
+    """Return the recipe; `limit` holds the advantage of one odd token.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
     return Recipe(
         name="vopd",
         source="arXiv:2605.07865",
