@@ -20,11 +20,11 @@ from itertools import count
 from pathlib import Path
 from statistics import fmean
 
-import tyro
-
 from turnwise.agents.policy import Act, ScriptedPolicy, expert, noop, random_tool
 from turnwise.agents.rollout import Settings, jobs_for, play
 from turnwise.agents.statistics import wilson
+from turnwise.cli.options import UsageError
+from turnwise.cli.script import run_script
 from turnwise.envs import MissingExtra, list_envs, make
 from turnwise.envs.base import Env
 from turnwise.envs.registry import EnvSpec
@@ -216,7 +216,9 @@ def written(page: str, text: str) -> str:
 
 
 def main(options: Options) -> None:
-    """Measure and write."""
+    """Measure and write. Raises UsageError: `only` names what has no row."""
+    if unknown := set(options.only) - {spec.id for spec in measured_specs()}:
+        raise UsageError(f"no row for {', '.join(sorted(unknown))}: --only takes ids of the table")
     page = options.page.read_text()
     between = page.partition(BEGIN)[2].partition(END)[0]
     text = section(list(measured(options, rows_of(between))))
@@ -224,4 +226,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    raise SystemExit(run_script(lambda read: main(read(Options))))

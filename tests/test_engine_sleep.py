@@ -14,7 +14,7 @@ from test_engine_training import run, tokens, training
 from turnwise.agents.engines.base import ServerUnfit
 from turnwise.agents.engines.standin import served
 from turnwise.agents.record import read_records
-from turnwise.trainers.addresses import same_servers
+from turnwise.trainers.addresses import repeated, same_servers
 from turnwise.trainers.config import TrainConfig
 from turnwise.trainers.engines import NotAsleep
 from turnwise.trainers.learner import Learner, TrainingDiverged
@@ -179,6 +179,10 @@ def test_a_server_is_one_however_its_address_is_written_and_others_are_others(na
     for name, other in product(names, repeat=2):
         assert same_servers(",".join([*others, name]), other) == [name]
         assert not same_servers(name, "a/folder, http://gpu:x http://[::1 http://127.0.0.1:8001")
+        assert repeated(",".join([name, *others[:1], other])) == [other]
+        with pytest.raises(ValueError, match=r"one server twice, as .*; name each server once"):
+            TrainConfig(env="x", model="y", engine=f"{name},{other}")
+    assert repeated(",".join(server[0] for server in ONE_SERVER)) == []
 
 
 def test_a_server_without_sleep_mode_is_refused_at_the_start_with_what_to_change(tmp_path):

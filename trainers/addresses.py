@@ -37,6 +37,16 @@ def same_servers(one: str, other: str) -> list[str]:
     return [address for address in addresses_in(one) if _server_at(address) in theirs]
 
 
+def repeated(engine: str) -> list[str]:
+    """Return the addresses in `engine` of servers that stand there before, however written."""
+    seen, again = set(), []
+    for address in addresses_in(engine):
+        server = _server_at(address)
+        again += [address] if server in seen else []
+        seen.add(server)
+    return again
+
+
 def _server_at(address: str) -> tuple[str, int | None, str]:
     """Return host, port and path: equal for what surely is one server."""
     try:

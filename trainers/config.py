@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from turnwise.agents.renderer import checked_recall
-from turnwise.trainers.addresses import addresses_in, same_servers
+from turnwise.trainers.addresses import addresses_in, repeated, same_servers
 from turnwise.trainers.recipe import Recipe, mixed_rewards
 from turnwise.trainers.surrogates import Importance, token_mask, truncated, uncorrected, veto
 
@@ -172,12 +172,7 @@ class TrainConfig:
         for name in ("max_failed", "decay_from", "prompt_replay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share from 0 to 1, got {getattr(self, name)}")
-        if self.has_servers and self.pipeline_depth > len(addresses_in(self.engine)):
-            raise ValueError(
-                f"pipeline_depth {self.pipeline_depth} plays so many batches at once, each under "
-                f"weights of its own, and engine {self.engine!r} has fewer servers: name at least "
-                f"{self.pipeline_depth}, with commas between, or lower pipeline_depth"
-            )
+        self._require_servers()
         if self.rank_timeout_s <= 0:
             raise ValueError(f"rank_timeout_s must be above 0, got {self.rank_timeout_s}")
         self._require_importance()
@@ -211,6 +206,22 @@ class TrainConfig:
         for name in ("weight_decay", "warmup_steps", "engine_tolerance", "seed", "first_task"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name):g}")
+
+    def _require_servers(self) -> None:
+        """Refuse one server by two names, and more batches at once than there are servers."""
+        if not self.has_servers:
+            return
+        if again := repeated(self.engine):
+            raise ValueError(
+                f"engine names one server twice, as {', '.join(again)}: its weights would be "
+                "changed by two at once; name each server once"
+            )
+        if self.pipeline_depth > len(addresses_in(self.engine)):
+            raise ValueError(
+                f"pipeline_depth {self.pipeline_depth} plays so many batches at once, each under "
+                f"weights of its own, and engine {self.engine!r} has fewer servers: name at least "
+                f"{self.pipeline_depth}, with commas between, or lower pipeline_depth"
+            )
 
     def _require_importance(self) -> None:
         if self.importance and self.importance not in IMPORTANCE:
