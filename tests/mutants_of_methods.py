@@ -24,6 +24,10 @@ METHODS = [
      "isinstance(teacher, ModelTeacher)", "curriculum_runs.py nobody_shows"),
     ("trainers/ways", "return None\n    turns = episode.turns", "pass\n    turns = episode.turns",
      "curriculum_runs.py teachers_own_way"),
+    ("trainers/recipes/turn_rloo", "if divided else unscaled", "if not divided else unscaled",
+     "recipes.py divided_credit"),
+    ("trainers/recipes/turn_rloo", "level(returns=to_go)\n    pasts",
+     "Level(returns=to_go)\n    pasts", "recipes.py divided_credit"),
     # What is asked for, and what is left of it.
     ("trainers/asked", ".recipe_options == \"{ }\"]", ".recipe_options]",
      "asked.py no_options_of"),

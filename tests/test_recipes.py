@@ -6,6 +6,7 @@ import inspect
 import math
 import pickle
 import re
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -218,6 +219,16 @@ def test_hgpo_as_released_drops_true_zeros():
     np.testing.assert_allclose(fixed[0], -2 / 3, atol=1e-5)  # (1 * 0 + 2 * -1) / 3
     np.testing.assert_allclose(released[0], -1.0, atol=1e-5)
     np.testing.assert_allclose(fixed[1], released[1])
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_divided_credit_does_not_know_how_much_is_paid_and_plain_credit_does(gamma):
+    table = example()
+    paid = replace(table, reward_N=3 * table.reward_N)
+    for divided, factor in ((False, 3), (True, 1)):
+        credit = turn_rloo(gamma=gamma, divided=divided).credit
+        assert np.abs(credit(table)).max() > 0.1
+        np.testing.assert_allclose(credit(paid), factor * credit(table), atol=1e-4)
 
 
 def test_turn_rloo_mixes_task_state_and_histories():

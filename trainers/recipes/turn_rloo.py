@@ -16,7 +16,9 @@ with GRPO.
 
 from __future__ import annotations
 
-from turnwise.trainers.advantages import Level, by_levels
+from functools import partial
+
+from turnwise.trainers.advantages import Level, by_levels, std, unscaled
 from turnwise.trainers.recipe import Recipe
 from turnwise.trainers.surrogates import Importance, both, ppo, token_mean, truncated, veto
 from turnwise.trainers.turns import anchor, history, outcome, reward_to_go
@@ -29,6 +31,7 @@ def turn_rloo(
     history_turns: int = 2,
     alpha: float = 1.0,
     gamma: float = 1.0,
+    divided: bool = False,
     low: float = 0.2,
     high: float = 0.28,
     importance: Importance = IMPORTANCE,
@@ -39,14 +42,18 @@ def turn_rloo(
         gamma: discount per turn. Below 1 every level, that of the task too, compares discounted
             rewards-to-go: far less variance where rewards come soon after the turn that earned
             them, and a bias towards near rewards.
+        divided: divide each level by its group's standard deviation, at least .01, as GiGPO does:
+            groups that hardly differ count as much as others, and the estimate is no longer that of
+            the return.
 
     Raises:
         ValueError: a number is out of its range.
     """
-    to_go = reward_to_go(gamma)
-    whole = Level(returns=outcome, once=True) if gamma == 1 else Level(returns=to_go)
+    to_go, scale = reward_to_go(gamma), std(1, 1e-6, 1e-2) if divided else unscaled
+    level = partial(Level, scale=scale)
+    whole = level(returns=outcome, once=True) if gamma == 1 else level(returns=to_go)
     pasts = (
-        Level(returns=to_go, keys=history(k), weight=float(k + 1) ** alpha)
+        level(returns=to_go, keys=history(k), weight=float(k + 1) ** alpha)
         for k in range(1, history_turns + 1)
     )
     return Recipe(
@@ -55,7 +62,7 @@ def turn_rloo(
         status="Unbiased credit; no division by a standard deviation. Measured where progress is "
         "paid turn by turn, with histories and without (docs/results.md): level with GRPO; level "
         "with one turn, as it should be.",
-        credit=by_levels(whole, Level(returns=to_go, keys=anchor), *pasts),
+        credit=by_levels(whole, level(returns=to_go, keys=anchor), *pasts),
         history=history_turns,
         surrogate=ppo(low, high),
         importance=importance,
