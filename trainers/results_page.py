@@ -21,23 +21,31 @@ Rows = Sequence[Mapping[str, Any]]
 USUAL = "turnwise/Corridor-v1"
 """The world of an experiment that names no other."""
 KINDS = ("on", "off", "failed")
+PER_TURN = {"share": "turns", "KL": "teacher_kl", "w": "teacher_weight"}
+TOLD = {
+    "share": "share of turns",
+    "KL": "KL of a turn to the teacher, nats, where one scores the student's turns",
+    "w": "mean weight of its tokens",
+}
 HEAD = """# Which method helps where
 
 Made by `python scripts/compare_methods.py`; do not edit. Students and teachers are transformers,
 made on the spot; unless another one is named, the world is `turnwise/Corridor-v1`, where one
 wrong action leads into a side branch. All arms of an experiment begin, seed by seed, with the
-same student, which has imitated the expert up to a given progress in the world where it was shown
-(weights between two checkpoints; the world compared may be another one, and then seeds begin some
-way apart), and the same number of environment steps: a run ends with the training step that
-reaches it, and `steps` says with how many. Turns that an expert replays are charged, and so is the
-validation by which the pipeline decides; ways that an expert finds for a curriculum are given.
-Learning rates are chosen per method at the full budget on dev seeds and dev tasks, by the mean of
-success and progress; a control takes the rate of the method that it controls, and the bridge has
-one of its own everywhere, 3e-3, chosen by a look at one dev seed. Where a section says "one rate
-for all", none was chosen. Scores are from test tasks at T = 1, one attempt each; AUC is the area
-under success over the budget; methods of imitation have a number of labels in its place.
-Differences are paired by seed, with 95 % t intervals over seeds: **above** and **below** are those
-that do not hold 0. sd is the spread over seeds.
+same student, and have the same number of environment steps: a run ends with the training step
+that reaches it, and `steps` says with how many. The student has imitated the expert up to a given
+progress on dev tasks of the world where it was shown (weights between two checkpoints); on the
+test tasks of the world compared seeds begin some way apart, as each section says. Turns that an
+expert replays are charged, and so is the validation by which the pipeline decides; ways that an
+expert finds for a curriculum are given. Learning rates are chosen per method at the full budget
+on dev seeds and dev tasks, by the mean of success and progress; a control takes the rate of the
+method that it controls. The bridge has a rate of its own as a single method; as a stage of a
+pipeline, and on BabyAI, it has 3e-3. Where a section says "one rate for all", none was chosen.
+Scores are from test tasks at T = 1, one attempt each; AUC is the area under success over the
+budget; methods of imitation have a number of labels in its place. Differences are paired by seed,
+with 95 % t intervals over seeds: **above** and **below** are those that do not hold 0. sd is the
+spread over seeds. One teacher serves all seeds of an experiment, so intervals say nothing of other
+teachers; what it reaches itself stands beside the floors.
 """
 
 
@@ -185,21 +193,27 @@ def _column(scores: Mapping[int, tuple[float, float, float]], i: int) -> dict[in
 def _kinds(names: Sequence[str], rows: Rows) -> Iterator[str]:
     """Yield shares, KL and weights by kind of turn: mean of the first third, then of the last.
 
-    Nothing where the world does not tell kinds apart.
+    Nothing where the world does not tell kinds apart, and no column that would be empty.
     """
     if not any("turns_on" in row["metrics"]["last"] for row in rows):
         return
+    by_arm = {name: [row["metrics"] for row in rows if row["arm"] == name] for name in names}
+    cells = {
+        f"{what} {kind}": {name: _ends(seen, f"{key}_{kind}") for name, seen in by_arm.items()}
+        for what, key in PER_TURN.items()
+        for kind in KINDS
+    }
+    columns = [column for column, by in cells.items() if any(by.values())]
+    told = "; ".join(
+        text for what, text in TOLD.items() if any(c.startswith(what) for c in columns)
+    )
     yield "By kind of turn (on the path, in a side branch, after a failure), in the first third of"
-    yield "the training steps and in the last, each over the steps that have such turns: share of"
-    yield "turns; KL of a turn to the teacher, nats; mean weight of its tokens.\n"
-    columns = [f"{what} {kind}" for what in ("share", "KL", "w") for kind in KINDS]
+    yield f"the training steps and in the last, each over the steps that have such turns: {told}.\n"
     yield f"| method | {' | '.join(columns)} |"
     yield "|---" * (len(columns) + 1) + "|"
-    for name in names:
-        mine = [row["metrics"] for row in rows if row["arm"] == name]
-        if mine:
-            keys = [f"{p}_{k}" for p in ("turns", "teacher_kl", "teacher_weight") for k in KINDS]
-            yield f"| {name} | {' | '.join(_ends(mine, key) for key in keys)} |"
+    for name, seen in by_arm.items():
+        if seen:
+            yield _line((name, *(cells[column][name] for column in columns)))
     yield ""
 
 

@@ -97,6 +97,8 @@ CREDIT_APART_PAIRS = (
     ("GiGPO", "GRPO, GiGPO's rate"),
     ("turn_rloo", "GRPO, GiGPO's rate"),
     *((arm.name, "turn_rloo") for arm in CREDIT_APART[1:4]),
+    ("turn_rloo, gamma .95, divided", "turn_rloo, gamma .95"),
+    ("turn_rloo, gamma .95, divided", "GRPO, GiGPO's rate"),
     ("GiGPO", "turn_rloo, gamma .95, divided"),
     ("GiGPO", "GiGPO, undivided"),
 )

@@ -37,8 +37,8 @@ def opd(
         source="arXiv:2306.13649 with the sampled reverse KL of tinker-cookbook",
         status="The clip of the log-ratio is ours; every trajectory counts alike, so that long "
         "episodes do not crowd out short ones. Measured (docs/results.md): under a teacher that "
-        "has never seen a failure or a side branch, a competent student unlearns its ways back "
-        "within a few updates, while the KL falls; watch success, and KL by kind of turn.",
+        "has never seen a failure or a side branch, a student loses all that it solves and a third "
+        "of its progress, while the KL falls; watch success, and KL by kind of turn.",
         distillation=Distillation(signal=clipped(reverse_kl, limit)),
         surrogate=ppo(low, high),
         aggregate=seq_mean_token_mean,

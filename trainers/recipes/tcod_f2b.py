@@ -8,8 +8,8 @@ A student that has erred early spends the rest of a long episode where its teach
 is not let that far before it has learnt the turns before. Two controls tell whether the order of
 depths matters, or only that episodes are short: `curriculum=constant_cut(turns)`, and opd with
 `max_turns` close to what the task takes. Measured (docs/results.md): under a teacher that does not
-know the ways back F2B is above OPD at the same rate if it deepens slowly (the whole task after a
-fifth of the budget), and such a limit does as much; under one that does, they are level.
+know the ways back F2B is above OPD at the same rate if it deepens slowly (the expert's length after
+a fifth of the budget), and such a limit does as much; under one that does, they end level.
 """
 
 from __future__ import annotations
@@ -64,10 +64,10 @@ def tcod_f2b(
         status="Reverse KL as in the code, not KL(T || pi) as in the paper; one row per episode, "
         "none from older steps; the clip of the log-ratio is ours. Measured (docs/results.md, 12 "
         "stages): with a teacher that knows the ways back, level with OPD; with one that "
-        "does not, above it, if the whole task is reached after a fifth of the budget and "
-        "not after a tenth. OPD with a turn limit just above the expert's length did as much and "
-        "is what to try first. Where all stages are one skill it has twice OPD's area under "
-        "success, and is level with it at the end.",
+        "does not, above it, if the expert's length is reached after a fifth of the budget and "
+        "not after a tenth. OPD with a turn limit just above that length did as much and is what "
+        "to try first. Where all stages are one skill it has more than twice OPD's area under "
+        "success, with either teacher, and is level with it at the end.",
         curriculum=f2b(pace, most, start),
     )
 
