@@ -49,9 +49,9 @@ def ways_of_dagger(labels: int) -> tuple[Arm, ...]:
     to_zero = {"fall": 1 / (ROUNDS - 1), "least": 0.0}
     prefix = {"handoff": 8.0, "always_handoff": True}
     arms = (
-        imitation("DAgger, beta to 0", "dagger", labels, turns=13.0, **to_zero),
-        imitation("DAgger, the student first", "dagger", labels, turns=12.4, **prefix),
-        imitation("DAgger, the last round", "dagger", labels, turns=13.0, **to_zero, rounds=1),
+        imitation("DAgger, beta to 0", "dagger", labels, turns=13.6, **to_zero),
+        imitation("DAgger, the student first", "dagger", labels, turns=11.1, **prefix),
+        imitation("DAgger, the last round", "dagger", labels, turns=13.8, **to_zero, rounds=1),
     )
     return tuple(replace(arm, rate_of=f"{DAGGER}, {labels} labels") for arm in arms)
 

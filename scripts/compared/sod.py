@@ -11,7 +11,7 @@ from compared.regimes import BEGINNER, CLEAN, FAILING, GENTLE, MANY, ROBUST, exp
 AT = ("OPD", "OPD + GRPO")
 """Compared at SOD's rate, too: theirs came out three times as high."""
 BY_THE_TURN = replace(
-    SOD["SOD"], name="SOD, turn_rloo's credit", change=paid_by_the_turn, rate_of="SOD"
+    SOD_ROBUST["SOD"], name="SOD, turn_rloo's credit", change=paid_by_the_turn, rate_of="SOD"
 )
 
 EXPERIMENTS = (
@@ -30,8 +30,8 @@ EXPERIMENTS = (
         env=FAILING,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
-        arms=(*SOD.values(), TOKEN_MEAN, BY_THE_TURN),
-        pairs=(*SOD_PAIRS, ("SOD", TOKEN_MEAN.name), (BY_THE_TURN.name, "SOD")),
+        arms=tuple(SOD.values()),
+        pairs=SOD_PAIRS,
         plan=MANY,
         budget=48_000,
         rates=GENTLE,
@@ -57,12 +57,14 @@ EXPERIMENTS = (
             *(replace(SOD_ROBUST[name], name=f"{name}, SOD's rate", rate_of="SOD") for name in AT),
             replace(SOD_ROBUST["SOD"], name="SOD, OPD's rate", rate_of="OPD"),
             TOKEN_MEAN,
+            BY_THE_TURN,
         ),
         pairs=(
             *SOD_PAIRS,
             *(("SOD", f"{name}, SOD's rate") for name in AT),
             *(("SOD, OPD's rate", name) for name in AT),
             ("SOD", TOKEN_MEAN.name),
+            (BY_THE_TURN.name, "SOD"),
             ("OPD", "GRPO"),
             ("OPD + GRPO", "OPD"),
         ),
