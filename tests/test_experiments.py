@@ -8,6 +8,7 @@ import pytest
 from contests import EXPERIMENTS, ROOT, SOD, shuffled, uniform
 
 from turnwise.trainers.contest import Job
+from turnwise.trainers.recipes import recipes
 from turnwise.trainers.results_page import page_of
 from turnwise.trainers.tokens import TokenTable
 
@@ -89,3 +90,14 @@ def slug(heading):
     """As the readers of Markdown link to a heading: letters, digits, hyphens for blanks."""
     letters = (c for c in heading.lower() if c.isalnum() or c in " -_")
     return "".join(letters).replace(" ", "-")
+
+
+def test_a_recipe_says_that_it_was_measured_if_it_was_compared_and_no_other_does():
+    compared = {
+        stage.method for about in EXPERIMENTS for arm in about.arms for stage in _stages(arm)
+    }
+    assert compared == {each.name for each in recipes() if "Measured" in each.status}
+
+
+def _stages(arm):
+    return () if arm is None else (arm, *_stages(arm.then))

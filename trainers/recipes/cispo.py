@@ -29,7 +29,8 @@ def cispo(*, bound: float = 5.0, floor: float = 1e-2) -> Recipe:
         name="cispo",
         source="arXiv:2506.13585 eq. 4-5",
         status="Floor under the standard deviation; a group of one gives 0. The paper leaves the "
-        "bound open.",
+        "bound open. "
+        "Not compared yet.",
         credit=by_levels(
             Level(returns=outcome, baseline=mean, scale=std(1, 1e-6, floor), once=True)
         ),

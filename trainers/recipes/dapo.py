@@ -34,7 +34,8 @@ def dapo(
         name="dapo",
         source="arXiv:2503.14476 eq. 8-13",
         status="Dynamic sampling asks for unequal rewards, which is 0 < #correct < G when rewards "
-        "are binary. Overlong punishment is off unless its limits are given.",
+        "are binary. Overlong punishment is off unless its limits are given. "
+        "Not compared yet.",
         credit=by_levels(
             Level(returns=returns, baseline=mean, scale=std(1, 1e-6, floor), once=True)
         ),

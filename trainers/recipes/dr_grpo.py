@@ -29,7 +29,7 @@ def dr_grpo(*, clip: float = 0.2, max_tokens: float = 1024.0) -> Recipe:
     return Recipe(
         name="dr_grpo",
         source="arXiv:2503.20783",
-        status="As published; a group of one gives 0.",
+        status="As published; a group of one gives 0. Not compared yet.",
         credit=by_levels(Level(returns=outcome, baseline=mean, once=True)),
         surrogate=ppo(clip, clip),
         aggregate=seq_sum(max_tokens),

@@ -28,7 +28,8 @@ def exopd(*, factor: float = 1.25, limit: float = 10.0) -> Recipe:
         name="exopd",
         source="arXiv:2602.12125",
         status="The clip of the advantage is ours; reward correction by the teacher's own base is "
-        "left out.",
+        "left out. "
+        "Not compared yet.",
         distillation=Distillation(signal=clipped(tilted(factor), limit), needs=("reference",)),
         surrogate=weight_clip(),
         importance=truncated(5.0),

@@ -22,7 +22,8 @@ def grpo(*, clip: float = 0.2, kl_coefficient: float = 0.04, floor: float = 1e-2
         name="grpo",
         source="arXiv:2402.03300 eq. 3",
         status="Floor under the standard deviation; a group of one gives 0. The mean includes the "
-        "own return, which scales the gradient by (G-1)/G.",
+        "own return, which scales the gradient by (G-1)/G. Measured (docs/results.md) beside sod, "
+        "turn_rloo, gigpo and hgpo; with a mean over tokens level with itself.",
         credit=by_levels(
             Level(returns=outcome, baseline=mean, scale=std(1, 1e-6, floor), once=True)
         ),

@@ -30,7 +30,7 @@ def gspo(
     return Recipe(
         name="gspo",
         source="arXiv:2507.18071 eq. 5-7, 13",
-        status="Floor under the standard deviation; a group of one gives 0.",
+        status="Floor under the standard deviation; a group of one gives 0. Not compared yet.",
         credit=by_levels(
             Level(returns=outcome, baseline=mean, scale=std(1, 1e-6, floor), once=True)
         ),

@@ -43,7 +43,8 @@ def guided_opd(
         name="guided_opd",
         source="arXiv:2606.15912",
         status="The clip of the log-ratio is ours. A turn that the environment calls malformed is "
-        "imitated by nobody; it is not dropped from the student's side.",
+        "imitated by nobody; it is not dropped from the student's side. "
+        "Not compared yet.",
         distillation=Distillation(signal=clipped(reverse_kl, limit)),
         surrogate=ppo(low, high),
         imitation=Imitation(

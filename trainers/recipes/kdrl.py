@@ -31,7 +31,7 @@ def kdrl(*, first: float = 0.2, last: float = 0.002, over: float = 1.0) -> Recip
         grpo(),
         name="kdrl",
         source="arXiv:2506.02208; c as in a re-implementation",
-        status="Distils every attempt; the masked variants are `route`s.",
+        status="Distils every attempt; the masked variants are `route`s. Not compared yet.",
         distillation=Distillation(direct=k2, schedule=linear(first, last, over)),
         kl_coefficient=0.0,
     )

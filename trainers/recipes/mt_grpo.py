@@ -37,7 +37,8 @@ def mt_grpo(*, turn_weight: float = 1.0, clip: float = 0.2) -> Recipe:
         name="mt_grpo",
         source="arXiv:2505.11821 eq. 6-7, two turns",
         status="Rewards to go and leave-one-out baselines in place of normalised turn rewards, "
-        "no standard deviation: unbiased for turn_weight=1, which the published form is not.",
+        "no standard deviation: unbiased for turn_weight=1, which the published form is not. "
+        "Not compared yet.",
         credit=plus((1.0, by_levels(Level(returns=final_reward, once=True))), (turn_weight, turns)),
         surrogate=ppo(clip, clip),
         aggregate=token_mean,

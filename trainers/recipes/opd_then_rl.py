@@ -46,7 +46,8 @@ def opd_then_rl(
         name="opd_then_rl",
         source="StringNLPLAB/opd-rlvr; credit of turn_rloo, arXiv:2402.14740",
         status="The plateau is that of the training attempts' success, for want of a validation "
-        "run in between.",
+        "run in between. "
+        "Not compared yet.",
         distillation=Distillation(signal=clipped(reverse_kl, limit), mix=convex, schedule=when),
     )
 

@@ -37,7 +37,8 @@ def reinforce_pp(
         name="reinforce_pp",
         source="arXiv:2501.03262",
         status="KL in the loss (k2), not in the reward. Returns run over turns, so tokens that "
-        "are not trained on cannot cut them. A batch of one trajectory gives 0.",
+        "are not trained on cannot cut them. A batch of one trajectory gives 0. "
+        "Not compared yet.",
         credit=whitened(by_levels(level)),
         surrogate=ppo(clip, clip),
         aggregate=token_mean,

@@ -17,7 +17,8 @@ def rloo(*, surrogate: Surrogate = policy_gradient) -> Recipe:
     return Recipe(
         name="rloo",
         source="arXiv:2402.14740",
-        status="As published, without the KL penalty in the reward; a group of one gives 0.",
+        status="As published, without the KL penalty in the reward; a group of one gives 0. "
+        "Not compared yet.",
         credit=by_levels(Level(returns=outcome, once=True)),
         surrogate=surrogate,
         aggregate=seq_sum(1.0),
