@@ -140,7 +140,8 @@ class Labelling:
         self._labels.setdefault(key, {})[answer.turn] = answer.label
 
     def close(self, seat: Seat) -> None:
-        """Tell both; labels may still come."""
+        """Tell both; labels may still come, but not of a turn that was left open."""
+        self._asked.get(seat.key, set()).discard(seat.turn)
         self.teacher.close(seat)
         self.student.close(seat)
 

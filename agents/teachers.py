@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
@@ -34,6 +34,7 @@ class _Asked:
     """What the label follows; empty where the teacher acts."""
     news: Sequence[Message] | None
     room: int | None = None
+    since: float = field(default_factory=lambda: monotonic())
     begun: float | None = None
     """When a thread began to answer."""
 
@@ -60,8 +61,8 @@ class TextTeacher:
         executor: who is on record as having acted.
         workers: threads that call `act`; 0 calls it at once. On a thread it gets a seat without
             the environment, which has gone on meanwhile, and with its own copy of the messages.
-        timeout_s: a label that a thread does not give in time has failed. The time that a
-            question waits for a thread does not count, unless none has begun another meanwhile.
+        timeout_s: an answer that a thread does not give in time has failed. The time that a
+            question waits for a thread does not count while they begin to answer others.
     """
 
     def __init__(
@@ -78,8 +79,8 @@ class TextTeacher:
         self.pause_s = 0.002 if workers else 0.0
         self._threads = ThreadPoolExecutor(workers) if workers else None
         self._asked: list[tuple[_Asked, Future[str]]] = []
-        self._moved = monotonic()
-        """When a question was last begun, or asked with no other waiting."""
+        self._moved = 0.0
+        """When a thread last began to answer a question."""
 
     def ask(self, seat: Seat, news: Sequence[Message] | None = None) -> None:
         """Call the function, or have it called."""
@@ -93,8 +94,6 @@ class TextTeacher:
         else:
             blind: Any = None
             copy = replace(seat, messages=list(seat.messages), env=blind)
-            if not self._asked:
-                self._moved = monotonic()
             future = self._threads.submit(self._begin, asked, copy)
         self._asked.append((asked, future))
 
@@ -106,14 +105,14 @@ class TextTeacher:
     def poll(self) -> list[Answer]:
         """Return what was answered, in the order in which it was asked."""
         late = monotonic() - self.timeout_s
-        ready = [
-            (asked, future)
-            for asked, future in self._asked
-            if future.done() or (asked.begun or self._moved) < late
-        ]
+        ready = [pair for pair in self._asked if pair[1].done() or self._runs_since(pair[0]) < late]
         if ready:
             self._asked = [pair for pair in self._asked if pair not in ready]
         return [self._answer(asked, future) for asked, future in ready]
+
+    def _runs_since(self, asked: _Asked) -> float:
+        """When the time of a question began to run: while it waits, with each that is begun."""
+        return max(asked.since, self._moved) if asked.begun is None else asked.begun
 
     def _answer(self, asked: _Asked, future: Future[str]) -> Answer:
         if not future.done():

@@ -31,8 +31,16 @@ METHODS = [
     # What is asked for, and what is left of it.
     ("trainers/asked", ".recipe_options == \"{ }\"]", ".recipe_options]",
      "asked.py no_options_of"),
-    ("trainers/watch", 'reason.partition(":")[0] for reason in reasons)',
-     "reason for reason in reasons)", "loop.py of_one_kind"),
+    ("trainers/watch", 'kinds.setdefault(reason.partition(":")[0], [])',
+     "kinds.setdefault(reason, [])", "loop.py of_one_kind"),
+    ("agents/teachers", "if asked.begun is None else asked.begun", "",
+     "imitation_labels.py hangs_alone"),
+    ("agents/teachers", "max(asked.since, self._moved)", "self._moved",
+     "imitation_labels.py hangs_alone"),
+    ("agents/labels", "        self._asked.get(seat.key, set()).discard(seat.turn)\n", "",
+     "imitation_labels.py at_the_same_time"),
+    ("trainers/ways", "        with self._alone:\n", "        if True:\n",
+     "curriculum_runs.py take_turns"),
     # What a token earns from the teacher.
     (SIGNALS, "return table.teacher_M - table.old_M", "return table.old_M - table.teacher_M",
      "signals.py gradient_of_the_full_reverse_kl"),

@@ -174,6 +174,15 @@ def test_a_curriculum_follows_the_teachers_own_way_where_there_is_no_expert(tmp_
     assert [row["start"] for row in again] == [row["start"] for row in rows]
 
 
+def test_batches_in_flight_take_turns_with_a_teacher_that_shows_the_way(tmp_path, master):
+    env, method = partial(Alone, length=2), recipe("tcod_b2f", every=1)
+    how = {"env": env, "steps": 5, "tasks_per_step": 8, "learning_rate": 1e-6}
+    alone = go(tmp_path / "alone", method, master, **how)
+    rows = go(tmp_path / "run", method, master, pipeline_depth=3, **how)
+    assert [row["no_way"] for row in rows] == [row["no_way"] for row in alone]
+    assert all(row["lost"] == 0 for row in rows)
+
+
 def way_of(guide, env, episode):
     """What a policy does at the task of an episode, if it solves it."""
     (task,) = (task for task in env().tasks("train") if task.key == episode.task.key)

@@ -180,7 +180,9 @@ def test_a_server_is_one_however_its_address_is_written_and_others_are_others(na
         assert same_servers(",".join([*others, name]), other) == [name]
         assert not same_servers(name, "a/folder, http://gpu:x http://[::1 http://127.0.0.1:8001")
         assert repeated(",".join([name, *others[:1], other])) == [other]
-        with pytest.raises(ValueError, match=r"one server twice, as .*; name each server once"):
+        with pytest.raises(
+            ValueError, match=r"one server twice, again as .*; name each server once"
+        ):
             TrainConfig(env="x", model="y", engine=f"{name},{other}")
     assert repeated(",".join(server[0] for server in ONE_SERVER)) == []
 

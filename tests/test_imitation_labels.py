@@ -263,6 +263,36 @@ def test_a_question_that_waits_for_a_thread_is_not_late(monkeypatch):
     assert now[0] == 16 and all(t.has_label for e in episodes for t in e.turns)
 
 
+def test_a_question_that_hangs_alone_is_late_and_those_beside_it_are_not(monkeypatch):
+    """Two threads; the first question hangs, and each answer of the other moves the clock."""
+    now, hang, stuck = [0.0], threading.Event(), threading.Lock()
+    monkeypatch.setattr("turnwise.agents.teachers.monotonic", lambda: now[0])
+
+    def act(seat):
+        if stuck.acquire(blocking=False):
+            return str(hang.wait(20))
+        now[0] += 1.0
+        return "e"
+
+    policy = scripted(ByChance(0.0), act=act, workers=2, timeout_s=3.0)
+    try:
+        episodes = played(jobs_of(tasks=8), Walks, policy)
+    finally:
+        hang.set()
+    errors = [turn.label_error for e in episodes for turn in e.turns]
+    assert errors.count(f"{FAILED}: no answer in 3 s") == 1 and errors.count("") == 15
+
+
+def test_a_teacher_and_a_scheduler_that_give_up_at_the_same_time_lose_episodes_and_no_more():
+    hang = threading.Event()
+    policy = scripted(ByChance(1.0), act=lambda seat: str(hang.wait(20)), workers=8, timeout_s=0.2)
+    try:
+        episodes = played(jobs_of(tasks=4), Walks, policy, reply_timeout_s=0.2, retries=0)
+    finally:
+        hang.set()
+    assert len(episodes) == 4 and not any(policy.owes(e.id) for e in episodes)
+
+
 @pytest.mark.parametrize(
     ("said", "why"),
     [

@@ -295,7 +295,7 @@ def test_losses_of_one_kind_are_counted_together_whatever_each_has_met():
         for i, e in enumerate(said)
     ]
     found = losses([*lost, episode(name="kept")])
-    assert found == {"PreludeDiverged: mile 0": 3, "KeyError: 'x'": 1, "env_error": 1}
+    assert found == {"PreludeDiverged: mile 0, and the like": 3, "KeyError: 'x'": 1, "env_error": 1}
 
 
 # Options of a run

@@ -38,7 +38,7 @@ def same_servers(one: str, other: str) -> list[str]:
 
 
 def repeated(engine: str) -> list[str]:
-    """Return the addresses in `engine` of servers that stand there before, however written."""
+    """Return the addresses in `engine` of servers that were named before, however written."""
     seen, again = set(), []
     for address in addresses_in(engine):
         server = _server_at(address)

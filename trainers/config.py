@@ -213,8 +213,8 @@ class TrainConfig:
             return
         if again := repeated(self.engine):
             raise ValueError(
-                f"engine names one server twice, as {', '.join(again)}: its weights would be "
-                "changed by two at once; name each server once"
+                f"engine {self.engine!r} names one server twice, again as {', '.join(again)}: its "
+                "weights would be changed by two at once; name each server once"
             )
         if self.pipeline_depth > len(addresses_in(self.engine)):
             raise ValueError(

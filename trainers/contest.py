@@ -72,11 +72,15 @@ class Arm:
     rate_of: str = ""
     """The arm whose learning rate it takes; by default its own is tuned. `plan` comes first."""
     rates: Sequence[float] = ()
-    """Learning rates that are tried for it; by default the experiment's."""
+    """Learning rates that are tried for it; by default the experiment's. Not with `rate_of`."""
     then: Arm | None = None
     """What follows once the mean of success and progress on validation tasks no longer rises."""
     guard: Guard = LEAVE
     """When that is; its units are shares of the budget, from where its stage begins."""
+
+    def __post_init__(self) -> None:
+        if self.rates and self.rate_of:
+            raise ValueError(f"{self.name} has rates of its own and that of {self.rate_of}: one")
 
     def recipe(self) -> Recipe:
         """Return the recipe."""

@@ -34,7 +34,11 @@ from turnwise.trainers.watch import shares_of_kinds
 def scored(
     model: nn.Module, tokenizer: Any, about: Experiment, tasks: Sequence[Task], seed: int
 ) -> dict[str, float]:
-    """Return success, progress, turns and shares of kinds on `tasks`, one attempt each at T = 1."""
+    """Return means over `tasks`, one attempt each at T = 1.
+
+    Returns:
+        `success` and `progress`, 0 to 1; `turns` of an episode; shares of turns by their kind.
+    """
     limits = about.models.max_tokens, about.models.max_new_tokens
     policy = policy_of(model, Renderer(tokenizer), 1.0, *limits)
     return _means(_played(about, policy, tasks, seed))
@@ -52,7 +56,7 @@ def floors(about: Experiment) -> dict[str, dict[str, float]]:
 
 
 def teachers(about: Experiment, folder: Path) -> dict[str, dict[str, float]]:
-    """Return what the teachers themselves reach on the test tasks, at T = 1."""
+    """Return what the teachers themselves reach on the test tasks, by name, as `scored` does."""
     env = about.make_env()()
     tasks = env.tasks("test")[: about.tests]
     env.close()

@@ -5,6 +5,7 @@ One step of a run is one round. What a resumed run has kept it reads from the re
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -166,7 +167,7 @@ class Rounds:
 
     def _acting(self, engine: Engine) -> Teacher:
         """Return the teacher that plays an engine's model."""
-        return LLMTeacher(acting(engine, self.trainee, self.config, self.how.temperature))
+        return LLMTeacher(acting(engine, self.trainee.renderer, self.config, self.how.temperature))
 
     def close(self) -> None:
         """Close the connections to a teacher on a server."""
@@ -219,7 +220,11 @@ class Rounds:
             chosen, config.group_size, run_seed=config.seed, split="train", prefix=f"s{step}-"
         )
         settings = Settings(
-            concurrency=len(jobs), max_turns=config.max_turns, max_tokens=config.max_tokens
+            concurrency=len(jobs),
+            max_turns=config.max_turns,
+            max_tokens=config.max_tokens,
+            # A black box keeps time itself, and does not count how long a question waits.
+            reply_timeout_s=math.inf if is_black_box(config.teacher) else config.reply_timeout_s,
         )
         policy = Labelling(self.trainee.policy, self.teacher, roll_in, self.how.wanted)
         by_group: dict[str, list[Episode]] = {job.group: [] for job in jobs}

@@ -5,11 +5,13 @@ It is the run's teacher: a way is what it does of its own accord, kept if it sol
 
 from __future__ import annotations
 
+import copy
 from contextlib import ExitStack
 
 from turnwise.agents.engines.base import Engine
 from turnwise.agents.engines.embedded import EmbeddedEngine
 from turnwise.agents.policy import LLMPolicy
+from turnwise.agents.renderer import Renderer
 from turnwise.envs.base import Env
 from turnwise.trainers.coach import follows_a_way
 from turnwise.trainers.config import TrainConfig
@@ -23,12 +25,12 @@ from turnwise.trainers.trainee import Trainee
 
 
 def acting(
-    engine: Engine, trainee: Trainee, config: TrainConfig, temperature: float = 1.0
+    engine: Engine, renderer: Renderer, config: TrainConfig, temperature: float = 1.0
 ) -> LLMPolicy:
-    """Return the policy of a teacher's model, which is on record as the teacher."""
+    """Return the policy of a teacher's model. What it does itself is on record as the teacher's."""
     return LLMPolicy(
         engine,
-        trainee.renderer,
+        renderer,
         temperature=temperature,
         max_new_tokens=config.max_new_tokens,
         executor="teacher",
@@ -45,7 +47,9 @@ def guide_for(
 ) -> LLMPolicy | None:
     """Return who shows the ways; None where nobody is asked, or the environment's expert is.
 
-    A teacher that follows the student shows none: a resumed run could not find its ways again.
+    None, too, of a teacher that follows the student, for a resumed run could not find its ways
+    again, and of several teachers: `Coach.require_guide` then refuses the curriculum. Turns of a
+    way that are played for an attempt are on record as an expert's, whoever found it.
 
     Args:
         parts: closes a connection that is opened here.
@@ -55,12 +59,14 @@ def guide_for(
     """
     if has_expert(env) or not follows_a_way(recipe.curriculum, config.steps, env.tasks("train")[0]):
         return None
+    # A tokenizer that two threads use at once may fail: "Already borrowed".
+    renderer = Renderer(copy.deepcopy(trainee.tokenizer))
     if isinstance(teacher, ModelTeacher) and teacher.follow is None:
         slots, most = config.tasks_per_step, config.max_tokens
-        return acting(EmbeddedEngine(teacher.model, slots=slots, max_len=most), trainee, config)
+        return acting(EmbeddedEngine(teacher.model, slots=slots, max_len=most), renderer, config)
     if isinstance(teacher, EngineTeacher):
         near, late = config.engine_tolerance, config.reply_timeout_s
         engine = served(config.teacher, trainee.tokenizer, config.max_tokens, near, late)
         parts.callback(engine.close)
-        return acting(engine, trainee, config)
+        return acting(engine, renderer, config)
     return None

@@ -40,7 +40,8 @@ class Lesson:
     out: Path
     """Run folder. What is there already is not made again."""
     env: str = "turnwise/Craft-v1"
-    """An id that `turnwise list` shows, or `module:Class`; it has an `expert()`."""
+    """An id that `turnwise list` shows, or `module:Class`; with an `expert()`, or models to learn
+    from are to be named."""
     env_kwargs: str = '{"depth": [1, 2], "distractors": 0}'
     """JSON arguments of the environment. In a script they belong to its own environment; another
     `--env` has none by default."""

@@ -59,10 +59,9 @@ def _pool(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
         yield pool
 
 
-def _kept(compact: Path) -> dict[str, Row]:
-    """Return the rows of compact results, if they are there, by the keys of their runs."""
-    found = json.loads(compact.read_text()) if compact.exists() else {"dev": [], "rows": []}
-    return {row["key"]: row for row in (*found["dev"], *found["rows"])}
+def _found(compact: Path) -> dict[str, Any]:
+    """Return the compact results that are there."""
+    return json.loads(compact.read_text()) if compact.exists() else {"dev": [], "rows": []}
 
 
 def _same_start(about: Experiment, rows: Sequence[Row]) -> None:
@@ -84,7 +83,8 @@ class _Comparison:
         self, experiment: Experiment, suite: Suite, pool: ProcessPoolExecutor | None
     ) -> None:
         self.about, self.suite, self.pool = experiment, suite, pool
-        self.kept = _kept(suite.results / f"{experiment.name}.json")
+        self.found = _found(suite.results / f"{experiment.name}.json")
+        self.kept = {row["key"]: row for row in (*self.found["dev"], *self.found["rows"])}
 
     def write(self) -> None:
         """Run everything and write the compact results, after each seed what is known."""
@@ -102,7 +102,7 @@ class _Comparison:
         found = {"name": about.name, "budget": about.budget, "rates": rates}
         found["dev_seeds"] = len(suite.dev_seeds) if tuned else 0
         found |= {"env": dict(about.env), "floors": floors(about)}
-        found["teachers"] = teachers(about, suite.out)
+        found["teachers"] = self._teachers()
         found["dev"] = tried
         rows: list[Row] = []
         for seed in suite.seeds:
@@ -110,6 +110,15 @@ class _Comparison:
             _same_start(about, of_seed)
             rows += of_seed
             self._keep({**found, "rows": [*rows, *self._others(rows, rates)]})
+
+    def _teachers(self) -> dict[str, dict[str, float]]:
+        """Return what the teachers reach, as it was kept if they are the same."""
+        known: dict[str, dict[str, float]] = self.found.get("teachers", {})
+        if known.keys() == self.about.teachers.keys():
+            return known
+        if self.pool is None:
+            return teachers(self.about, self.suite.out)
+        return self.pool.submit(teachers, self.about, self.suite.out).result()
 
     def _tests(self, seed: int, rates: Mapping[str, float]) -> list[Job]:
         arms = self.about.arms
@@ -134,7 +143,7 @@ class _Comparison:
 
     def _chosen(self, tuned: Sequence[Arm], dev: Sequence[Row]) -> dict[str, float]:
         """Return every arm's rate: its own choice, or that of the arm that it is a control of."""
-        chosen = {arm.name: self.about.rates[0] for arm in self.about.arms}
+        chosen = {arm.name: self._rates(arm)[0] for arm in self.about.arms}
         for arm in tuned:
             scores: dict[float, list[float]] = {}
             for row in dev:

@@ -62,14 +62,20 @@ def env_steps(episodes: Sequence[Episode]) -> float:
 
 
 def losses(episodes: Sequence[Episode]) -> dict[str, int]:
-    """Return how many episodes were lost, by the first reason of each kind, most first.
+    """Return how many episodes were lost, by the reasons of each kind, most first.
 
-    A kind is what stands before the colon: observations and ids behind it differ by episode.
+    A kind is what stands before the colon: observations and ids behind it differ by episode. Of
+    several reasons of a kind the first is told, "and the like".
     """
-    reasons = [e.error or e.outcome.value for e in episodes if not e.outcome.trainable]
-    kinds = Counter(reason.partition(":")[0] for reason in reasons)
-    first = {reason.partition(":")[0]: reason for reason in reversed(reasons)}
-    return {first[kind]: n for kind, n in kinds.most_common()}
+    kinds: dict[str, list[str]] = {}
+    for reason in (e.error or e.outcome.value for e in episodes if not e.outcome.trainable):
+        kinds.setdefault(reason.partition(":")[0], []).append(reason)
+    found = {_told(reasons): len(reasons) for reasons in kinds.values()}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _told(reasons: Sequence[str]) -> str:
+    return reasons[0] if len(set(reasons)) == 1 else f"{reasons[0]}, and the like"
 
 
 def mean_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:

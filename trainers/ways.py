@@ -7,7 +7,8 @@ seed that the attempts at the task have, too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from turnwise.agents.jobs import Job, answer_key
@@ -47,7 +48,7 @@ class Ways:
         self, make_env: Callable[[], Env], settings: Settings, guide: Policy | None = None
     ) -> None:
         self.make_env, self.settings = make_env, settings
-        self.guide = ScriptedPolicy(_expert) if guide is None else guide
+        self.guide, self._alone = guide, threading.Lock()
         self.watchdog: Watchdog | None = None
         """Of the rollout that waits for the ways."""
         self.turns = 0
@@ -57,7 +58,7 @@ class Ways:
     def copied(self) -> Ways:
         """Return what goes on from here by itself."""
         other = Ways(self.make_env, self.settings, self.guide)
-        other._known = dict(self._known)
+        other._known, other._alone = dict(self._known), self._alone
         return other
 
     def merge(self, other: Ways) -> None:
@@ -69,7 +70,7 @@ class Ways:
         new = {job.task.key: job for job in jobs if job.task.key not in self._known}
         asked = [Job(job.task, key, 0, job.env_seed, job.env_seed) for key, job in new.items()]
         lost = set()
-        for episode in play(asked, self.make_env, self.guide, self.settings, self.watchdog):
+        for episode in self._played(asked):
             self.turns += len(episode.turns)
             self._known[episode.group] = _way(episode)
             if not episode.outcome.trainable:
@@ -78,6 +79,15 @@ class Ways:
         for key in lost:  # a machine that failed says nothing about the guide: ask again later
             del self._known[key]
         return found
+
+    def _played(self, asked: Sequence[Job]) -> Iterator[Episode]:
+        """Yield what the guide does; batches in flight share it, and take turns."""
+        if self.guide is None:
+            policy = ScriptedPolicy(_expert)
+            yield from play(asked, self.make_env, policy, self.settings, self.watchdog)
+            return
+        with self._alone:
+            yield from play(asked, self.make_env, self.guide, self.settings, self.watchdog)
 
 
 def ahead(job: Job, way: Way, start: int) -> Job:

@@ -40,20 +40,20 @@ EXPERIMENTS = (
         name="turn_credit_long",
         title="Turn-level credit: the same, at three times the budget",
         claim="Does it tell where there is time to rise further?",
-        short="GiGPO (.57), HGPO (.42) above GRPO (.35): dividing by the spread counts.",
+        short="GiGPO (.57) and HGPO (.42) above GRPO (.35); at one rate GiGPO in area alone.",
         finding="Yes: with three times the steps GiGPO ends .22 above GRPO and HGPO .08, both "
         "above in success, progress and area; turn_rloo, without histories, is level with it. "
         "HGPO has GRPO's rate; GiGPO's is three times as high, and there GRPO ends at .42, so "
-        "that GiGPO is told from it in area alone. That GRPO's loss is a mean over episodes first "
-        "does not hold it back: with the mean over tokens of the others it is level with itself. "
-        "Taken apart at GiGPO's rate: without division by a group's standard deviation GiGPO "
-        "falls from .57 to .39, below itself; turn_rloo with that division and GiGPO's discount "
-        "of .95 rises from .34 to .51, where it is level with GiGPO, and above itself in area. "
-        "The discount alone does nothing in success, and the division alone little (.43); beside "
-        "the discount the division adds .17 [.04, .29]. So what counts is that groups which "
-        "hardly differ weigh as much as others, with the discount beside it; the baseline, and "
-        "how levels are weighed, do not show. These arms were looked at on test seeds, and have "
-        "GiGPO's rate: no tuned methods.",
+        "that GiGPO is told from it in area alone, and turn_rloo is below it in progress. That "
+        "GRPO's loss is a mean over episodes first does not hold it back: with the mean over "
+        "tokens of the others it is level with itself. Taken apart at GiGPO's rate: without "
+        "division by a group's standard deviation, which GRPO has, too, GiGPO falls from .57 to "
+        ".39, below itself. Plain turn_rloo ends at .34; with that division .43, with GiGPO's "
+        "discount of .95 at .35, neither told from it; with both at .51, above itself in area, "
+        "and level with GiGPO. Beside the discount the division adds .17 of success [.04, .29]. "
+        "So the two belong together: rewards that come soon, in groups that weigh alike however "
+        "little they differ; the baseline, and how levels are weighed, do not show. These arms "
+        "were looked at on test seeds, and have GiGPO's rate: no tuned methods.",
         env=SLIPPING,
         beginning=BEGINNER,
         arms=(*CREDIT, *CREDIT_APART, TOKEN_MEAN),

@@ -72,7 +72,7 @@ EXPERIMENTS = (
         "often (610 and 1,440 updates in place of about 100). Which of the two counts was not "
         "taken apart. The middle stage costs .05: the bridge, then turn_rloo, comes to .94. The "
         "bridge alone has a rate of its own, 3e-3, which as a stage it has from a look at one dev "
-        "seed, as are its rounds.",
+        "seed; its rounds come of that look, too.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},

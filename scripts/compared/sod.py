@@ -7,12 +7,18 @@ from dataclasses import replace
 from compared.arms import SOD, SOD_PAIRS, SOD_ROBUST, TOKEN_MEAN
 from compared.controls import paid_by_the_turn
 from compared.regimes import BEGINNER, CLEAN, FAILING, GENTLE, MANY, ROBUST, experiment
+from turnwise.trainers.contest import Arm
 
 AT = ("OPD", "OPD + GRPO")
 """Compared at SOD's rate, too: theirs came out three times as high."""
-BY_THE_TURN = replace(
-    SOD_ROBUST["SOD"], name="SOD, turn_rloo's credit", change=paid_by_the_turn, rate_of="SOD"
-)
+
+
+def by_the_turn(sod: Arm) -> Arm:
+    """Return SOD with turn_rloo's credit, at SOD's rate."""
+    return replace(sod, name="SOD, turn_rloo's credit", change=paid_by_the_turn, rate_of="SOD")
+
+
+MORE_PAIRS = (*SOD_PAIRS, ("SOD", TOKEN_MEAN.name), ("SOD, turn_rloo's credit", "SOD"))
 
 EXPERIMENTS = (
     experiment(
@@ -30,8 +36,8 @@ EXPERIMENTS = (
         env=FAILING,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
-        arms=tuple(SOD.values()),
-        pairs=SOD_PAIRS,
+        arms=(*SOD.values(), TOKEN_MEAN, by_the_turn(SOD["SOD"])),
+        pairs=MORE_PAIRS,
         plan=MANY,
         budget=48_000,
         rates=GENTLE,
@@ -57,14 +63,12 @@ EXPERIMENTS = (
             *(replace(SOD_ROBUST[name], name=f"{name}, SOD's rate", rate_of="SOD") for name in AT),
             replace(SOD_ROBUST["SOD"], name="SOD, OPD's rate", rate_of="OPD"),
             TOKEN_MEAN,
-            BY_THE_TURN,
+            by_the_turn(SOD_ROBUST["SOD"]),
         ),
         pairs=(
-            *SOD_PAIRS,
+            *MORE_PAIRS,
             *(("SOD", f"{name}, SOD's rate") for name in AT),
             *(("SOD, OPD's rate", name) for name in AT),
-            ("SOD", TOKEN_MEAN.name),
-            (BY_THE_TURN.name, "SOD"),
             ("OPD", "GRPO"),
             ("OPD + GRPO", "OPD"),
         ),

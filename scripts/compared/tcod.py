@@ -157,7 +157,7 @@ EXPERIMENTS = (
         name="tcod_stationary_robust",
         title="TCOD: 12 stages of one kind, a teacher that knows every way back",
         claim="The same where the teacher is right off the path, too.",
-        short="F2B has 2.6 times OPD's area, a tight limit as much; at the end they are level.",
+        short="F2B has twice OPD's area at one rate, a tight limit as much; level at the end.",
         finding="It helps to get there sooner, as with the clean teacher: F2B has .58 of area "
         "under success where OPD has .22 at a rate of its own and .29 at F2B's, above either; a "
         "tight turn limit has as much (.53), without a curriculum. At the end these solve about "

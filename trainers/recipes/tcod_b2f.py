@@ -50,14 +50,14 @@ def tcod_b2f(
         name="tcod_b2f",
         source="arXiv:2604.24005 eq. 4-5; ALFWorld's settings in kokolerk/TCOD",
         status="slack=1 is ours, slack=None as published; the way is that of the environment's own "
-        "expert; reverse KL as in the code, not KL(T || pi) as in the paper; one row per episode. "
-        "Measured with slack 1 (docs/results.md), with a teacher that does not know the ways back: "
-        "where all stages are one skill nearly twice OPD's area under success, level with it at "
-        "the end, while the published form has less than half of that; where late skills differ "
-        "above OPD in progress, and solves two thirds of the tasks on three seeds of six, next to "
-        "nothing on the others; OPD with a turn limit just above the expert's length does as "
-        "much. With a teacher that knows them level with OPD; where all stages are one skill "
-        "above the published form in all (.93, .76).",
+        "expert, or of the teacher where there is none; reverse KL as in the code, not KL(T || pi) "
+        "as in the paper; one row per episode. Measured with slack 1 (docs/results.md). With a "
+        "teacher that does not know the ways back: where all stages are one skill nearly twice "
+        "OPD's area under success, level with it at the end, while the published form has less "
+        "than half of that; where late skills differ above OPD in progress, and solves two thirds "
+        "of the tasks on three seeds of six, next to nothing on the others; OPD with a turn limit "
+        "just above the expert's length does as much. With one that knows them level with OPD in "
+        "all, and above the published form (.93, .76) where all stages are one skill.",
         curriculum=b2f(paced(every, drift, success, window), slack),
     )
 
