@@ -36,7 +36,7 @@ METHODS = [
     ("agents/teachers", "if asked.begun is None else asked.begun", "",
      "imitation_labels.py hangs_alone"),
     ("agents/teachers", "max(asked.since, self._moved)", "self._moved",
-     "imitation_labels.py hangs_alone"),
+     "imitation_labels.py just_asked"),
     ("agents/labels", "        self._asked.get(seat.key, set()).discard(seat.turn)\n", "",
      "imitation_labels.py at_the_same_time"),
     ("trainers/ways", "        with self._alone:\n", "        if True:\n",
