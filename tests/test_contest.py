@@ -9,7 +9,7 @@ from contests import EXPERIMENTS, SMALL, uniform
 
 from turnwise.trainers import contest_models, contest_run, suite
 from turnwise.trainers.contest import Arm, Job
-from turnwise.trainers.contest_models import beginning
+from turnwise.trainers.contest_models import beginning, teacher_of
 from turnwise.trainers.contest_run import run
 from turnwise.trainers.guard import Guard
 from turnwise.trainers.model import load_model
@@ -77,6 +77,7 @@ def test_a_run_whose_row_is_kept_is_not_made_again_where_its_file_is_gone(
     shutil.copy(done.results / "small.json", compact)
     before = compact.read_text()
     monkeypatch.setattr(suite, "run", _never)
+    monkeypatch.setattr(suite, "teachers", _never)
     run_suite([SMALL], replace(done, out=tmp_path, results=compact.parent))
     assert compact.read_text() == before
     another = replace(SMALL, arms=[replace(SMALL.arms[0], options={"floor": 0.1})], pairs=())
@@ -103,6 +104,31 @@ def test_rows_that_are_kept_and_began_elsewhere_are_not_set_beside_new_ones(done
     compact.write_text(json.dumps(found))
     with pytest.raises(ValueError, match=r"small, seed 1: not all .* remove it to run all arms"):
         run_suite([SMALL], replace(done, results=tmp_path))
+
+
+def test_what_a_teacher_reaches_is_measured_kept_and_shown_beside_the_floors(done):
+    found = json.loads((done.results / "small.json").read_text())
+    model = load_model(str(teacher_of(SMALL, "mini", done.out)))
+    env = SMALL.make_env()()
+    again = contest_models.scored(*model, SMALL, env.tasks("test")[: SMALL.tests], 0)
+    env.close()
+    assert found["teachers"] == {"mini": again}
+    page = page_of([SMALL], done.results)
+    assert f"| *teacher: mini* | {again['success']:.3f} |" in page
+    starts = [row["start"]["progress"] for row in found["rows"] if row["arm"] == "SOD"]
+    told = " ".join(f"{start:.2f}".lstrip("0") for start in starts)
+    assert f"Progress at the start, by seed: {told}." in page
+
+
+def test_an_arm_may_have_rates_of_its_own_and_then_none_of_another(done, tmp_path):
+    own = replace(SMALL.arms[0], rates=(2e-3,))
+    about = replace(SMALL, arms=[own], pairs=())
+    run_suite([about], replace(done, results=tmp_path, seeds=(0,)))
+    found = json.loads((tmp_path / "small.json").read_text())
+    assert found["rates"] == {"SOD": 2e-3} and found["dev"] == []
+    assert [row["rate"] for row in found["rows"]] == [2e-3]
+    with pytest.raises(ValueError, match="SOD has rates of its own and that of another"):
+        replace(own, rate_of="another")
 
 
 def test_a_control_takes_the_rate_of_its_method(done):

@@ -25,6 +25,7 @@ def test_the_results_that_are_kept_are_of_the_plan_that_is_written(about):
         split = "dev" if dev else "test"
         job = Job(experiment=about, arm=arm, seed=row["seed"], rate=rate, split=split)
         assert row["key"] == job.key, f"{arm.name}, seed {row['seed']}: run by another plan"
+    assert found["teachers"].keys() == about.teachers.keys()
     seeds = {row["seed"] for row in found["rows"]}
     assert len(found["rows"]) == len(seeds) * len(about.arms)
 
