@@ -46,15 +46,16 @@ EXPERIMENTS = (
         name="sod_robust",
         title="SOD reversed: the teacher knows the failures",
         claim="Do the weights hurt where the teacher is right after failures, too?",
-        short="Level with OPD at one rate; its weights cost .02 of progress.",
-        finding="Hardly. At one rate SOD is level with OPD, and in progress .02 below OPD + GRPO "
-        "and below its own weights made uniform or dealt at random, in success level with all of "
-        "them: what the weights (.4 on the path, .3 after a failure) take away there is worth a "
-        "little. At rates of their own OPD (.20) is above SOD (.11), OPD + GRPO (.21) in progress "
-        "alone, and OPD is above GRPO alone (.12), while SOD is level with it: theirs came out as "
-        "1e-3 and its as 3e-4, by two dev seeds on which two rates of each lie within .02. So "
-        "SOD's weights pay for themselves where the teacher has no support, and cost a little "
-        "where it has.",
+        short="Below OPD at OPD's rate and at its own; at SOD's lower rate level with it.",
+        finding="Yes. At rates of their own SOD (.11) is below OPD (.20) in success and progress, "
+        "and below OPD + GRPO (.21) in progress. At OPD's rate, 1e-3, it is below OPD in success, "
+        "progress and area, and below OPD + GRPO in progress and area. At its own, 3e-4, at which "
+        "nobody gets far, it is level with OPD, and in progress .02 below OPD + GRPO and its own "
+        "weights made uniform or dealt at random. The weights (.4 on the path, .3 after a "
+        "failure) fall on what is not learnt yet as on what a teacher does not know. OPD is above "
+        "GRPO alone (.12), SOD level with it, also where GRPO has SOD's mean over tokens, and SOD "
+        "turn_rloo's credit. So SOD's weights pay for themselves where the teacher has no "
+        "support, and cost what it could have taught where it has.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},

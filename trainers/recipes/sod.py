@@ -7,7 +7,8 @@
 
 A wrong call pushes the later turns off what the teacher knows; a turn that has drifted further than
 the first one of its episode is distilled less. Measured under such a teacher (docs/results.md)
-that prevents the damage that OPD does, and gains nothing over the reward alone.
+that prevents the damage that OPD does, and gains nothing over the reward alone; under a teacher
+that knows where a wrong call leads, it loses what OPD gains.
 """
 
 from __future__ import annotations
@@ -61,10 +62,8 @@ def sod(
         "floor of 1e-2: all three are ours. Measured (docs/results.md): with a teacher that has "
         "never seen the tools fail it doubles what the student solves, where OPD with or without "
         "GRPO, and the same weights made uniform or dealt at random, lose all of it; it is level "
-        "with GRPO alone: it takes the harm away and adds nothing. With a teacher that knows the "
-        "failures it is at one rate level with OPD and, in progress alone, .02 below OPD + GRPO "
-        "and its own weights made uniform or dealt at random: the weights fall on whatever is not "
-        "learnt yet, too.",
+        "with GRPO alone. With a teacher that knows the failures it is below OPD at OPD's rate and "
+        "at its own, and level with GRPO alone: the weights fall on what is not learnt yet, too.",
         credit=grpo().credit if reward else no_credit,
         distillation=Distillation(
             signal=clipped(reverse_kl, limit),

@@ -57,7 +57,8 @@ def tcod_b2f(
         "than half of that; where late skills differ above OPD in progress, and solves two thirds "
         "of the tasks on three seeds of six, next to nothing on the others; OPD with a turn limit "
         "just above the expert's length does as much. With one that knows them level with OPD in "
-        "all, and above the published form (.93, .76) where all stages are one skill.",
+        "all, and above the published form (.93, .76) where all stages are one skill; but below "
+        "OPD in a task of three stages (.76, .92).",
         curriculum=b2f(paced(every, drift, success, window), slack),
     )
 
