@@ -71,5 +71,7 @@ def dagger_pairs(labels: int) -> tuple[tuple[str, str], ...]:
 
 
 def pairs_of_ways(labels: int) -> tuple[tuple[str, str], ...]:
-    """Return each of `ways_of_dagger` against DAgger as it stands."""
-    return tuple((arm.name, f"{DAGGER}, {labels} labels") for arm in ways_of_dagger(labels))
+    """Return each of `ways_of_dagger` against DAgger as it stands, one against demonstrations."""
+    ways = [arm.name for arm in ways_of_dagger(labels)]
+    pairs = tuple((name, f"{DAGGER}, {labels} labels") for name in ways)
+    return (*pairs, (ways[1], f"{WITH}, {labels} labels"))
