@@ -27,12 +27,15 @@ EXPERIMENTS = (
         claim="Do step-wise weights help where the teacher has no support after failures?",
         short="SOD prevents the damage that OPD does, and is level with the reward alone.",
         finding="The weights fall where they should (about .4 on the path, .01 in a side branch, "
-        ".09 after a failure), and where they fall is what matters: SOD doubles what it solves, "
+        ".06 after a failure), and where they fall is what matters: SOD doubles what it solves, "
         "while OPD, OPD + GRPO and the same weights made uniform or dealt at random lose all "
         "success and a third of the progress that they began with (OPD and OPD + GRPO at rates of "
-        "their own, the weights at SOD's). But SOD is level with GRPO alone: with such a teacher "
-        "its weights take the harm away and the teacher adds nothing. OPD, OPD + GRPO and GRPO "
-        "took the lowest rate of the grid.",
+        "their own, the weights at SOD's). But SOD is level with GRPO alone, also where that has "
+        "SOD's mean over tokens: with such a teacher its weights take the harm away and the "
+        "teacher adds nothing. With turn_rloo's credit in place of GRPO's it is below itself "
+        "(.06): that credit is not divided by a group's spread, so that the teacher weighs more "
+        "beside it; another coefficient was not tried. OPD, OPD + GRPO and GRPO took the lowest "
+        "rate of the grid.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
