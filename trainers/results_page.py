@@ -30,22 +30,22 @@ TOLD = {
 HEAD = """# Which method helps where
 
 Made by `python scripts/compare_methods.py`; do not edit. Students and teachers are transformers,
-made on the spot; unless another one is named, the world is `turnwise/Corridor-v1`, where one
-wrong action leads into a side branch. All arms of an experiment begin, seed by seed, with the
-same student, and have the same number of environment steps: a run ends with the training step
-that reaches it, and `steps` says with how many. The student has imitated the expert up to a given
+made on the spot; unless another one is named, the world is `turnwise/Corridor-v1`, where one wrong
+action leads into a side branch. All arms of an experiment begin, seed by seed, with the same
+student, and have the same number of environment steps: a run ends with the training step that
+reaches it, and `steps` says with how many. The student has imitated the expert up to a given
 progress on dev tasks of the world where it was shown (weights between two checkpoints); on the
 test tasks of the world compared seeds begin some way apart, as each section says. Turns that an
 expert replays are charged, and so is the validation by which the pipeline decides; ways that an
-expert finds for a curriculum are given. Learning rates are chosen per method at the full budget
-on dev seeds and dev tasks, by the mean of success and progress; a control takes the rate of the
+expert finds for a curriculum are given. Learning rates are chosen per method at the full budget on
+dev seeds and dev tasks, by the mean of success and progress; a control takes the rate of the
 method that it controls. The bridge has a rate of its own as a single method where its row on dev
 tasks is told; elsewhere, and as a stage of a pipeline, it has 3e-3. Where a section says "one rate
-for all", none was chosen. Scores are from test tasks at T = 1, one attempt each; AUC is the area under success over the
-budget; methods of imitation have a number of labels in its place. Differences are paired by seed,
-with 95 % t intervals over seeds: **above** and **below** are those that do not hold 0. sd is the
-spread over seeds. One teacher serves all seeds of an experiment, so intervals say nothing of other
-teachers; what it reaches itself stands beside the floors.
+for all", none was chosen. Scores are from test tasks at T = 1, one attempt each; AUC is the area
+under success over the budget; methods of imitation have a number of labels in its place.
+Differences are paired by seed, with 95 % t intervals over seeds: **above** and **below** are those
+that do not hold 0. sd is the spread over seeds. One teacher serves all seeds of an experiment, so
+intervals say nothing of other teachers; what it reaches itself stands beside the floors.
 """
 
 
