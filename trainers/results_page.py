@@ -45,7 +45,8 @@ for all", none was chosen. Scores are from test tasks at T = 1, one attempt each
 under success over the budget; methods of imitation have a number of labels in its place.
 Differences are paired by seed, with 95 % t intervals over seeds: **above** and **below** are those
 that do not hold 0. sd is the spread over seeds. One teacher serves all seeds of an experiment, so
-intervals say nothing of other teachers; what it reaches itself stands beside the floors.
+intervals say nothing of other teachers; what it reaches itself stands beside the floors. Dev seed
+100 of some sections was run on another machine: the same arm may have other dev scores there.
 """
 
 

@@ -33,9 +33,9 @@ EXPERIMENTS = (
         "their own, the weights at SOD's). But SOD is level with GRPO alone, also where that has "
         "SOD's mean over tokens: with such a teacher its weights take the harm away and the "
         "teacher adds nothing. With turn_rloo's credit in place of GRPO's it is below itself "
-        "(.06): that credit is not divided by a group's spread, so that the teacher weighs more "
-        "beside it; another coefficient was not tried. OPD, OPD + GRPO and GRPO took the lowest "
-        "rate of the grid.",
+        "(.06), perhaps because that credit is not divided by a group's spread and so weighs less "
+        "beside the teacher: another coefficient was not tried. OPD, OPD + GRPO and GRPO took the "
+        "lowest rate of the grid.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"clean": CLEAN},
@@ -49,16 +49,16 @@ EXPERIMENTS = (
         name="sod_robust",
         title="SOD reversed: the teacher knows the failures",
         claim="Do the weights hurt where the teacher is right after failures, too?",
-        short="Below OPD at OPD's rate and at its own; at SOD's lower rate level with it.",
+        short="Below OPD at rates of their own and at OPD's, 1e-3; level with it at SOD's, 3e-4.",
         finding="Yes. At rates of their own SOD (.11) is below OPD (.20) in success and progress, "
         "and below OPD + GRPO (.21) in progress. At OPD's rate, 1e-3, it is below OPD in success, "
         "progress and area, and below OPD + GRPO in progress and area. At its own, 3e-4, at which "
         "nobody gets far, it is level with OPD, and in progress .02 below OPD + GRPO and its own "
         "weights made uniform or dealt at random. The weights (.4 on the path, .3 after a "
         "failure) fall on what is not learnt yet as on what a teacher does not know. OPD is above "
-        "GRPO alone (.12), SOD level with it, also where GRPO has SOD's mean over tokens, and SOD "
-        "turn_rloo's credit. So SOD's weights pay for themselves where the teacher has no "
-        "support, and cost what it could have taught where it has.",
+        "GRPO alone (.12); SOD is level with it, also where GRPO has SOD's mean over tokens; with "
+        "turn_rloo's credit SOD is level with itself. So SOD's weights pay for themselves where "
+        "the teacher has no support, and cost what it could have taught where it has.",
         env=FAILING,
         beginning=BEGINNER,
         teachers={"robust": ROBUST},

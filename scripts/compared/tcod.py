@@ -67,7 +67,7 @@ EXPERIMENTS = (
         "chose (.39 against .36 there) in nothing. A limit just above the expert's length does as "
         "much without a curriculum: above OPD, above F2B at its own rate, level with the slow one "
         "(.37 against .24), and B2F, whose slack of one turn is such a limit, is above OPD in "
-        "progress. A constant cut never shows the last third and solves nothing. So it helps not "
+        "progress. A constant cut never shows the second half and solves nothing. So it helps not "
         "to play on where one is lost, by either way; that the order of depths adds to it is not "
         "seen. Success is bimodal (.0 or .3 to .7): six seeds tell little more.",
         env=PHASED,
@@ -91,10 +91,10 @@ EXPERIMENTS = (
         name="tcod_robust",
         title="TCOD: the three phases, a teacher that knows every way back",
         claim="Does the curriculum help a student whose teacher is never off its support?",
-        short="Level, at one rate: nothing to gain where the teacher is right off the path, too.",
+        short="Level with OPD at one rate: F2B, B2F and a tight limit; the constant cut is below.",
         finding="No: where the teacher is right off the path, too, F2B, B2F and a tight turn "
         "limit are level with OPD in success, progress and area; all but the constant cut, which "
-        "never shows the last third, rise to .5 to .7 from .05. Two dev seeds gave all of them "
+        "never shows the second half, rise to .5 to .7 from .05. Two dev seeds gave all of them "
         "one rate, 1e-3. By the first of them alone OPD, B2F and the limit (with OPD's) had 3e-4: "
         "there (rows that are not kept) OPD ended at .29, and B2F (.54) and the limit (.48) were "
         "above it, as was F2B at 1e-3 (.64). So an earlier page's gain of F2B was its rate; at a "
@@ -112,11 +112,11 @@ EXPERIMENTS = (
         name="tcod_short",
         title="TCOD, null: 3 stages",
         claim="In a short task there is nothing to order.",
-        short="F2B is level, as a null should be; B2F with slack 1 is below OPD (.76, .92).",
+        short="F2B is level, as a null should be; at one rate B2F is below OPD (.76, .92).",
         finding="F2B is level with OPD, at either rate: both learn most of it (.83 to .93), as a "
         "null should have it. B2F with a slack of one turn is not: at one rate it ends at .76, "
-        "below OPD in success and progress. It lets its student act for one turn more than the "
-        "expert needs, where a way back takes two, and the test leaves room for that; whether "
+        "below OPD (.92) in success and progress. It lets its student act for one turn more than "
+        "the expert needs, where a way back takes two, and the test leaves room for that; whether "
         "this is why was not taken apart.",
         env={"stages": 3, "turns": 6, "phased": True, "progress": 1.0},
         beginning=BEGINNER,
@@ -135,18 +135,18 @@ EXPERIMENTS = (
         name="tcod_stationary",
         title="TCOD: 12 stages of one kind, a clean teacher",
         claim="The same where early and late skills are one skill.",
-        short="F2B, B2F with slack 1 and the full KL have twice OPD's area; level at the end.",
+        short="F2B, B2F with slack 1, the full KL have about twice OPD's area; level at the end.",
         finding="It helps to get there sooner: F2B has twice OPD's area under success (.54 "
         "against .25), above it whether OPD has its own rate or F2B's. In success at the end it "
         "is level with OPD at either rate (.87 against .66 and .73): F2B ends at .8 to .9 in "
         "every seed, OPD in three of six, at either rate. B2F with a slack of one turn does as "
         "well as F2B (.89, area .45, above OPD's); as published, where the student may act up to "
-        "the limit, it is level with OPD (.60, area .19) and below that. A tight turn limit is "
-        "level with F2B; it fails in one seed and ends at half in another. The constant cut is "
-        "below OPD. The KL itself over the vocabulary, in place of that of one sampled token, "
-        "does as much for OPD as F2B (.94, area .58, above OPD's), and vOPD's baseline nothing "
-        "that shows. OPD's rate, which both of these and the limit take, is the highest of the "
-        "grid, 3e-3.",
+        "the limit, it is level with OPD (.60, area .19), and below slack 1 in area. A tight turn "
+        "limit is level with F2B; it fails in one seed and ends at half in another. The constant "
+        "cut is below OPD in success. The KL itself over the vocabulary, in place of that of one "
+        "sampled token, does as much for OPD as F2B (.94, area .58, above OPD's), and vOPD's "
+        "baseline nothing that shows. OPD's rate, which both of these and the limit take, is the "
+        "highest of the grid, 3e-3.",
         env=LONG,
         beginning=SHELTERED_EIGHT,
         teachers={"clean": CLEAN_STATIONARY},
@@ -165,9 +165,9 @@ EXPERIMENTS = (
         "under success where OPD has .22 at a rate of its own and .29 at F2B's, above either; a "
         "tight turn limit has as much (.53), without a curriculum. At the end these solve about "
         ".9 (.89, .88, .94) and are level. B2F with a slack of one turn ends at .93, above the "
-        "published form (.76) in success, progress and area. The constant cut, which shows a "
-        "fourth of the task, ends at .26 (one seed at .79), below OPD. At F2B's rate, 3e-3, OPD "
-        "fails in one seed of six.",
+        "published form (.76) in success, progress and area. The constant cut, a fourth of the "
+        "limit and half of the task, ends at .26 (one seed at .79), below OPD in success and "
+        "progress. At F2B's rate, 3e-3, OPD fails in one seed of six.",
         env=LONG,
         beginning=SHELTERED_EIGHT,
         teachers={"robust": ROBUST_STATIONARY},

@@ -8,8 +8,8 @@
 Eq. 9 as `student_first`: the student plays kappa ~ U{0..K_i} turns and the teacher the others,
 which visits chains of errors; by chance at beta .6 five in a row are met once in a hundred times.
 
-Measured where hands slip (docs/results.md), with as many labels each: level with demonstrations
-made under slips; above those made without, in progress and, with many labels, in success.
+Measured where hands slip (docs/results.md), with as many labels each: from 2,000 on level with
+demonstrations made under slips, above those made without in progress, at 6,000 in success.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ def dagger(
     return Recipe(
         name="dagger",
         source="arXiv:2605.12913 eq. 9, 12-13",
-        status="All rounds are kept, where the paper says both that and the last one; equal labels "
-        "of equal states count once. Beta has a floor, as published, so the last states are still "
-        "a mixture's. Measured where hands slip (docs/results.md), with as many labels each: level "
-        "with demonstrations made under slips; above those made without, in progress and, at 6,000 "
-        "labels, in success. The student first (handoff=8, always_handoff) is above beta to .6 at "
-        "2,000 labels; the last round alone is far below. White-box, with a teacher that takes "
-        "every turn, it is the pipeline's bridge: .85 under a teacher that solves .9, where no "
-        "method that learns from its own attempts solved a fourth; .47 under one that solves .49, "
-        "as much as OPD + GRPO.",
+        status="All rounds are kept, where the paper says both that and the last one; equal "
+        "labels of equal states count once. Beta has a floor, as published, so the last states "
+        "are still a mixture's. Measured where hands slip (docs/results.md), with as many labels "
+        "each: from 2,000 on level with demonstrations made under slips, and above those made "
+        "without in progress, at 6,000 in success; at 500 all teach little. The student first "
+        "(handoff=8, always_handoff) is above beta to .6 at 2,000 labels; the last round alone is "
+        "far below. White-box, with a teacher that takes every turn, it is the pipeline's bridge: "
+        ".85 under a teacher that solves .9, where no method that learns from its own attempts "
+        "solved a fourth; .47 under one that solves .49, as much as OPD + GRPO.",
         imitation=Imitation(
             roll_in=late if always_handoff else either(chance, late) if handoff else chance,
             keep=window(rounds) if rounds else union,

@@ -6,9 +6,9 @@
     L   = token-mean of -min(rho A, clip(rho, 1 - .2, 1 + .28) A)
 
 A wrong call pushes the later turns off what the teacher knows; a turn that has drifted further than
-the first one of its episode is distilled less. Measured under such a teacher (docs/results.md)
-that prevents the damage that OPD does, and gains nothing over the reward alone; under a teacher
-that knows where a wrong call leads, it loses what OPD gains.
+the first one of its episode is distilled less. Measured under such a teacher (docs/results.md) that
+prevents the damage that OPD does, and gains nothing over the reward alone; under a teacher that
+knows where a wrong call leads, it loses at OPD's rate what OPD gains.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def sod(
         "floor of 1e-2: all three are ours. Measured (docs/results.md): with a teacher that has "
         "never seen the tools fail it doubles what the student solves, where OPD with or without "
         "GRPO, and the same weights made uniform or dealt at random, lose all of it; it is level "
-        "with GRPO alone. With a teacher that knows the failures it is below OPD at OPD's rate and "
-        "at its own, and level with GRPO alone: the weights fall on what is not learnt yet, too.",
+        "with GRPO alone. With a teacher that knows the failures it is below OPD at rates of "
+        "their own and at OPD's, and level with GRPO alone: the weights fall on what is not "
+        "learnt yet, too.",
         credit=grpo().credit if reward else no_credit,
         distillation=Distillation(
             signal=clipped(reverse_kl, limit),
