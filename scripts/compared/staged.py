@@ -71,11 +71,7 @@ PIPELINE_PAIRS = (
 )
 
 
-def pipeline_and_rivals(teacher: str, single: Arm) -> tuple[Arm, ...]:
-    """Return the pipeline, its parts alone, it without its middle, and OPD with the reward.
-
-    Args:
-        single: the bridge as a method of its own.
-    """
+def pipeline_and_rivals(teacher: str) -> tuple[Arm, ...]:
+    """Return the pipeline, its parts alone, it without its middle, and OPD with the reward."""
     paid = arms_of_sod(teacher)["OPD + GRPO"]
-    return *pipeline(teacher), single, without_opd(teacher), paid
+    return *pipeline(teacher), bridge_alone(teacher), without_opd(teacher), paid

@@ -75,7 +75,7 @@ def dagger(
         "(handoff=8, always_handoff) is above beta to .6 at 2,000 labels; the last round alone is "
         "far below. White-box, with a teacher that takes every turn, it is the pipeline's bridge: "
         ".85 under a teacher that solves .9, where no method that learns from its own attempts "
-        "solved a fourth; .47 under one that solves .49, as much as OPD + GRPO.",
+        "solved a fourth; .46 under one that solves .49, as much as OPD + GRPO.",
         imitation=Imitation(
             roll_in=late if always_handoff else either(chance, late) if handoff else chance,
             keep=window(rounds) if rounds else union,
