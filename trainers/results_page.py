@@ -39,14 +39,14 @@ test tasks of the world compared seeds begin some way apart, as each section say
 expert replays are charged, and so is the validation by which the pipeline decides; ways that an
 expert finds for a curriculum are given. Learning rates are chosen per method at the full budget on
 dev seeds and dev tasks, by the mean of success and progress; a control takes the rate of the
-method that it controls. The bridge has a rate of its own as a single method where its row on dev
-tasks is told; elsewhere, and as a stage of a pipeline, it has 3e-3. Where a section says "one rate
-for all", none was chosen. Scores are from test tasks at T = 1, one attempt each; AUC is the area
-under success over the budget; methods of imitation have a number of labels in its place.
-Differences are paired by seed, with 95 % t intervals over seeds: **above** and **below** are those
-that do not hold 0. sd is the spread over seeds. One teacher serves all seeds of an experiment, so
-intervals say nothing of other teachers; what it reaches itself stands beside the floors. Dev seed
-100 of some sections was run on another machine: the same arm may have other dev scores there.
+method that it controls. The bridge has a rate of its own as a single method; as a stage of a
+pipeline it has 3e-3. Where a section says "one rate for all", none was chosen. Scores are from
+test tasks at T = 1, one attempt each; AUC is the area under success over the budget; methods of
+imitation have a number of labels in its place. Differences are paired by seed, with 95 % t
+intervals over seeds: **above** and **below** are those that do not hold 0. sd is the spread over
+seeds. One teacher serves all seeds of an experiment, so intervals say nothing of other teachers;
+what it reaches itself stands beside the floors. Dev seed 100 of some sections was run on another
+machine: the same arm may have other dev scores there.
 """
 
 

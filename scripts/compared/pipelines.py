@@ -20,11 +20,10 @@ from compared.regimes import (
     experiment,
 )
 from compared.staged import (
-    BRIDGE,
     PIPELINE,
     PIPELINE_PAIRS,
     at_the_rate_of,
-    bridge,
+    bridge_alone,
     pipeline,
     pipeline_and_rivals,
     without_opd,
@@ -35,6 +34,8 @@ AT_THE_LOWER_RATE = tuple(
     at_the_rate_of("turn_rloo", arm) for arm in (pipeline("lesser")[0], without_opd("lesser"))
 )
 LOWER = AT_THE_LOWER_RATE[0].name
+
+BABY_BRIDGE, RATES = bridge_alone("taught"), (1e-3, 3e-3)
 
 EXPERIMENTS = (
     experiment(
@@ -131,7 +132,9 @@ EXPERIMENTS = (
         beginning=BABY,
         teachers={"taught": BABY_TEACHER},
         arms=(
-            replace(bridge("taught"), plan={**BRIDGE, "max_new_tokens": 4}, rate_of="OPD"),
+            replace(
+                BABY_BRIDGE, plan={**BABY_BRIDGE.plan, "max_new_tokens": 4}, rates=(1e-3, 3e-3)
+            ),
             Arm(name="OPD", method="opd", teacher="taught"),
             replace(TURN_RLOO, options={"history_turns": 0, "gamma": 0.95}),
         ),
