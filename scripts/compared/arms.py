@@ -66,10 +66,11 @@ HISTORIES = Arm(name="turn_rloo, histories", method="turn_rloo")
 """As the recipe stands: turns that share a history are compared with each other first."""
 TOKEN_MEAN = Arm(name="GRPO, token mean", method="grpo", change=by_tokens, rate_of="GRPO")
 """SOD and the methods of turns have this mean, GRPO as it stands one over episodes first."""
+GIGPO = Arm(name="GiGPO", method="gigpo", change=anchored)
 CREDIT = (
     GRPO,
     TURN_RLOO,
-    Arm(name="GiGPO", method="gigpo", change=anchored),
+    GIGPO,
     Arm(name="HGPO", method="hgpo"),
 )
 NEAR = {"history_turns": 0, "gamma": 0.95}
