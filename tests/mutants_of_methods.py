@@ -19,6 +19,8 @@ METHODS = [
      "watch_labels.py counts_nowhere"),
     ("agents/teachers", "self._moved = asked.begun = monotonic()", "asked.begun = monotonic()",
      "imitation_labels.py waits_for_a_thread"),
+    ("trainers/dagger_loop", "math.inf if is_black_box(config.teacher) else config.reply_timeout_s",
+     "config.reply_timeout_s", "dagger.py may_wait"),
     # Whose way a curriculum follows.
     ("trainers/guides", "isinstance(teacher, ModelTeacher) and teacher.follow is None",
      "isinstance(teacher, ModelTeacher)", "curriculum_runs.py nobody_shows"),

@@ -112,12 +112,22 @@ def test_what_a_teacher_reaches_is_measured_kept_and_shown_beside_the_floors(don
     env = SMALL.make_env()()
     again = contest_models.scored(*model, SMALL, env.tasks("test")[: SMALL.tests], 0)
     env.close()
-    assert found["teachers"] == {"mini": again}
+    assert found["teachers"] == {"mini": {**again, "key": SMALL.key_of_teacher("mini")}}
     page = page_of([SMALL], done.results)
     assert f"| *teacher: mini* | {again['success']:.3f} |" in page
     starts = [row["start"]["progress"] for row in found["rows"] if row["arm"] == "SOD"]
     told = " ".join(f"{start:.2f}".lstrip("0") for start in starts)
     assert f"Progress at the start, by seed: {told}." in page
+
+
+def test_the_score_of_another_teacher_of_the_same_name_is_not_kept(done, tmp_path, monkeypatch):
+    shutil.copy(done.results / "small.json", tmp_path / "small.json")
+    other = replace(SMALL.teachers["mini"], noise=0.2)
+    measured = {"mini": {"success": 0.5, "progress": 0.5}}
+    monkeypatch.setattr(suite, "teachers", lambda about, folder: measured)
+    about = replace(SMALL, teachers={"mini": other})
+    again = suite._Comparison(about, replace(done, results=tmp_path), None)._teachers()
+    assert again == {"mini": {**measured["mini"], "key": about.key_of_teacher("mini")}}
 
 
 def test_an_arm_may_have_rates_of_its_own_and_then_none_of_another(done, tmp_path):

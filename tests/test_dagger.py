@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -45,6 +46,22 @@ torch.set_num_threads(1)
 def go(out, name="dagger", model=None, env=Walks, method=None, **more):
     more = {"recipe": name, "updates_per_step": 8, **more}
     return list(train(config_of(out, **more), model=model or fresh(), make_env=env, recipe=method))
+
+
+def test_what_a_black_box_was_asked_may_wait_for_longer_than_it_may_take(tmp_path, monkeypatch):
+    """One thread for eight episodes in which the teacher acts: answers are quick, the queue not."""
+
+    def slow(seat):
+        time.sleep(0.1)
+        return "e"
+
+    monkeypatch.setattr("turnwise.agents.openai_agent.text_of", lambda *_: slow)
+    monkeypatch.setattr("turnwise.trainers.dagger_loop.AT_ONCE", 1)
+    method = dagger(first=1.0, least=1.0)
+    how = {"teacher": "openai:m@http://127.0.0.1:9", "reply_timeout_s": 0.4, "retries": 0}
+    how |= {"tasks_per_step": 4, "group_size": 2, "steps": 1}
+    (row,) = go(tmp_path / "run", method=method, **how)
+    assert row["lost"] == 0 and row["teacher_share"] == 1 and row["label_errors"] == 0
 
 
 def student_success(out) -> float:

@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 from contests import EXPERIMENTS, ROOT, SOD, shuffled, uniform
+from test_advantages import table_of
 
 from turnwise.trainers.contest import Job
-from turnwise.trainers.recipes import recipes
+from turnwise.trainers.recipes import recipe, recipes
 from turnwise.trainers.results_page import page_of
 from turnwise.trainers.tokens import TokenTable
 
@@ -25,9 +26,21 @@ def test_the_results_that_are_kept_are_of_the_plan_that_is_written(about):
         split = "dev" if dev else "test"
         job = Job(experiment=about, arm=arm, seed=row["seed"], rate=rate, split=split)
         assert row["key"] == job.key, f"{arm.name}, seed {row['seed']}: run by another plan"
-    assert found["teachers"].keys() == about.teachers.keys()
+    keys = {name: about.key_of_teacher(name) for name in about.teachers}
+    assert {name: row["key"] for name, row in found["teachers"].items()} == keys
     seeds = {row["seed"] for row in found["rows"]}
     assert len(found["rows"]) == len(seeds) * len(about.arms)
+
+
+def test_turn_rloo_divided_in_the_comparison_is_what_the_option_makes():
+    (about,) = (each for each in EXPERIMENTS if each.name == "turn_credit_long")
+    arms = {arm.name: arm for arm in about.arms}
+    table = table_of([([0.0, 1.0], "ab"), ([0.5], "a"), ([0.0, 0.0, 0.0], "aba")])
+    for name in ("turn_rloo, divided", "turn_rloo, gamma .95, divided"):
+        arm = arms[name]
+        made, option = arm.recipe(), recipe(arm.method, **arm.options, divided=True)
+        assert np.abs(made.credit(table)).max() > 0.1
+        np.testing.assert_allclose(made.credit(table), option.credit(table))
 
 
 @pytest.mark.parametrize("control", [uniform, shuffled])

@@ -133,6 +133,13 @@ class Experiment:
         """Return an arm by name."""
         return next(arm for arm in self.arms if arm.name == name)
 
+    def key_of_teacher(self, name: str) -> str:
+        """Return what names a teacher's own score: all that it depends on."""
+        about: dict[str, Any] = {"school": asdict(self.teachers[name])}
+        about |= {"models": self.models.to_json()}
+        about |= {"env_id": self.env_id, "env": dict(self.env), "tests": self.tests}
+        return key_of(about)
+
     def make_env(self, **changes: Any) -> Callable[[], Env]:
         """Return what makes the environment, with some changes."""
         return partial(make, self.env_id, **{**self.env, **changes})

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +112,15 @@ class _Comparison:
             rows += of_seed
             self._keep({**found, "rows": [*rows, *self._others(rows, rates)]})
 
-    def _teachers(self) -> dict[str, dict[str, float]]:
-        """Return what the teachers reach, as it was kept if they are the same."""
-        known: dict[str, dict[str, float]] = self.found.get("teachers", {})
-        if known.keys() == self.about.teachers.keys():
+    def _teachers(self) -> dict[str, Row]:
+        """Return what the teachers reach, by name, as it was kept if they are the same."""
+        known: dict[str, Row] = self.found.get("teachers", {})
+        keys = {name: self.about.key_of_teacher(name) for name in self.about.teachers}
+        if {name: row.get("key") for name, row in known.items()} == keys:
             return known
-        if self.pool is None:
-            return teachers(self.about, self.suite.out)
-        return self.pool.submit(teachers, self.about, self.suite.out).result()
+        call = partial(teachers, self.about, self.suite.out)
+        made = call() if self.pool is None else self.pool.submit(call).result()
+        return {name: {**row, "key": keys[name]} for name, row in made.items()}
 
     def _tests(self, seed: int, rates: Mapping[str, float]) -> list[Job]:
         arms = self.about.arms

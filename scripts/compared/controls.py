@@ -47,7 +47,10 @@ def paid_by_the_turn(recipe: Recipe) -> Recipe:
 
 
 def divided(recipe: Recipe) -> Recipe:
-    """Every level divided by its group's standard deviation, as in GiGPO."""
+    """Every level divided by its group's standard deviation, as in GiGPO.
+
+    What `turn_rloo(divided=True)` is; rows were made before that was an option.
+    """
     return _levels(recipe, std(1, 1e-6, 1e-2))
 
 
