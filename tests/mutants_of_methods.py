@@ -18,7 +18,7 @@ METHODS = [
     (WATCHED, "for e in episodes if e.trainable for", "for e in episodes for",
      "watch_labels.py counts_nowhere"),
     ("agents/teachers", "self._moved = asked.begun = monotonic()", "asked.begun = monotonic()",
-     "imitation_labels.py waits_for_a_thread"),
+     "late_answers.py waits_for_a_thread"),
     ("trainers/dagger_loop", "math.inf if is_black_box(config.teacher) else config.reply_timeout_s",
      "config.reply_timeout_s", "dagger.py may_wait"),
     # Whose way a curriculum follows.
@@ -36,11 +36,11 @@ METHODS = [
     ("trainers/watch", 'kinds.setdefault(reason.partition(":")[0], [])',
      "kinds.setdefault(reason, [])", "loop.py of_one_kind"),
     ("agents/teachers", "if asked.begun is None else asked.begun", "",
-     "imitation_labels.py hangs_alone"),
+     "late_answers.py hangs_alone"),
     ("agents/teachers", "max(asked.since, self._moved)", "self._moved",
-     "imitation_labels.py just_asked"),
+     "late_answers.py just_asked"),
     ("agents/labels", "        self._asked.get(seat.key, set()).discard(seat.turn)\n", "",
-     "imitation_labels.py at_the_same_time"),
+     "late_answers.py at_the_same_time"),
     ("trainers/ways", "        with self._alone:\n", "        if True:\n",
      "curriculum_runs.py take_turns"),
     # What a token earns from the teacher.
